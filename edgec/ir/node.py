@@ -1,0 +1,225 @@
+"""Nodes and graphs: small, immutable and interned, so that equal nodes are one object."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from edgec.ir.dims import Expr
+from edgec.ir.types import Quantized, TensorType, Type, dtype_of
+
+SMALL = 4096  # constants up to this many bytes are equal by content, larger ones by where they come from
+
+
+class Data:
+    """A handle of a constant's content; nothing is read before array() or parts() is called.
+
+    key: hashable; handles with equal keys hold equal content.
+    """
+
+    def __init__(self, type: TensorType, key, load: Callable[[], dict[str, np.ndarray]]):
+        self.type, self.key, self._load = type, key, load
+
+    def parts(self) -> dict[str, np.ndarray]:
+        """What is stored: {"value": array}, or "q" [N, K] int8 or uint8, "scale" f16 [N, groups], and "zero"
+        uint8 [N, groups] of a quantized constant, or "bytes" uint8 of a packed one."""
+        return self._load()
+
+    def array(self) -> np.ndarray:
+        """The value, dequantized."""
+        parts = self.parts()
+        return parts["value"] if "value" in parts else dequantize(parts, self.type)
+
+    def __eq__(self, other):
+        return isinstance(other, Data) and self.key == other.key
+
+    def __hash__(self):
+        return hash(self.key)
+
+    @staticmethod
+    def of(array) -> Data:
+        """A handle of an array in memory (it must not be changed afterwards)."""
+        array = np.asarray(array)
+        if not array.flags.c_contiguous:
+            array = np.ascontiguousarray(array).reshape(array.shape)
+        type = TensorType(dtype_of(array.dtype), array.shape)
+        if array.nbytes <= SMALL:
+            key: Any = (str(type), array.tobytes())
+        else:
+            key = (str(type), hashlib.blake2b(array.view(np.uint8) if array.ndim else array.tobytes(), digest_size=16).digest())
+        return Data(type, key, lambda: {"value": array})
+
+    @staticmethod
+    def quantized(type: TensorType, q: np.ndarray, scale: np.ndarray, zero: np.ndarray | None = None) -> Data:
+        """A handle of a quantized constant: type.encoding says how q, scale and zero are to be read."""
+        assert type.encoding is not None and type.encoding.zero == (zero is not None)
+        parts = {"q": q, "scale": scale} | ({} if zero is None else {"zero": zero})
+        digest = hashlib.blake2b(digest_size=16)
+        for p in parts.values():
+            digest.update(np.ascontiguousarray(p).tobytes())
+        return Data(type, (str(type), digest.digest()), lambda: parts)
+
+
+def dequantize(parts: Mapping[str, np.ndarray], type: TensorType) -> np.ndarray:
+    encoding = type.encoding
+    assert isinstance(encoding, Quantized)
+    q, scale = parts["q"].astype(np.float32), parts["scale"].astype(np.float32)
+    group = encoding.group or q.shape[-1]
+    scale = np.repeat(scale, group, axis=-1)[..., : q.shape[-1]]
+    if encoding.zero:
+        q = q - np.repeat(parts["zero"].astype(np.float32), group, axis=-1)[..., : q.shape[-1]]
+    return q * scale
+
+
+class Node:
+    """One operation: op's name, input nodes (None: an absent optional one), attributes, and the type they imply."""
+
+    __slots__ = ("op", "inputs", "attrs", "type", "__weakref__")
+    op: str
+    inputs: tuple[Node | None, ...]
+    attrs: Mapping[str, Any]
+    type: Any
+
+    def __getitem__(self, name: str):
+        return self.attrs[name]
+
+    @property
+    def shape(self) -> tuple:
+        return self.type.shape
+
+    @property
+    def dtype(self) -> str:
+        return self.type.dtype
+
+    @property
+    def rank(self) -> int:
+        return len(self.type.shape)
+
+    def operands(self) -> tuple[Node, ...]:
+        """The inputs that are there."""
+        return tuple(i for i in self.inputs if i is not None)
+
+    def __repr__(self):
+        return f"<{self.op} {self.type}>"
+
+
+def _hashable(value):
+    if isinstance(value, float):
+        return ("float", struct.pack("<d", value))
+    if isinstance(value, (bool, int, str, Expr, Data, TensorType)) or value is None:
+        return (type(value).__name__, value)
+    if isinstance(value, tuple):
+        return tuple(_hashable(v) for v in value)
+    raise TypeError(f"an attribute cannot hold {value!r}")
+
+
+def _frozen(value):
+    if isinstance(value, (list, tuple)):
+        return tuple(_frozen(v) for v in value)
+    if isinstance(value, np.generic):
+        return value.item()
+    return value
+
+
+_interned: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
+
+
+def make(op: str, /, *inputs: Node | None, **attrs) -> Node:
+    """The node of this op, inputs and attributes; its type is inferred.
+
+    Raises IrError where the op does not exist or its inputs or attributes do not fit.
+    """
+    from edgec.ir.ops import OPS, IrError
+
+    spec = OPS.get(op)
+    if spec is None:
+        raise IrError(f"no op is called {op!r}")
+    full = {k: _frozen(v) for k, v in spec.complete(attrs).items()}
+    inputs = spec.check_inputs(inputs)
+    key = (op, tuple(map(id, inputs)), tuple((k, _hashable(v)) for k, v in sorted(full.items())))
+    node = _interned.get(key)
+    if node is None:
+        node = Node.__new__(Node)
+        node.op, node.inputs, node.attrs = op, inputs, MappingProxyType(full)
+        node.type = infer(node)
+        _interned[key] = node
+    return node
+
+
+def infer(node: Node) -> Type:
+    from edgec.ir.ops import OPS
+
+    return OPS[node.op].infer(*[i.type if i is not None else None for i in node.inputs], **node.attrs)
+
+
+def constant(value, dtype: str | None = None) -> Node:
+    """A constant node of an array, a number or a Data handle."""
+    if not isinstance(value, Data):
+        from edgec.ir.types import numpy_dtype
+
+        value = Data.of(np.asarray(value) if dtype is None else np.asarray(value, dtype=numpy_dtype(dtype)))
+    return make("constant", data=value)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Inputs in the source's order (unused ones too), named outputs, the bounds of symbols, and where nodes come from.
+
+    symbols: name -> (low, high or None), inclusive. origins: node -> names of source nodes; a side table for reports
+    and errors that no rewrite depends on.
+    """
+
+    inputs: tuple[Node, ...]
+    outputs: tuple[tuple[str, Node], ...]
+    symbols: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
+    name: str = "graph"
+    origins: weakref.WeakKeyDictionary = field(default_factory=weakref.WeakKeyDictionary, compare=False, repr=False)
+
+    def nodes(self) -> list[Node]:
+        """All nodes that an output needs, operands before users."""
+        return topological([n for _, n in self.outputs])
+
+    def users(self) -> dict[Node, list[Node]]:
+        users: dict[Node, list[Node]] = {}
+        for n in self.nodes():
+            for i in n.operands():
+                users.setdefault(i, []).append(n)
+        return users
+
+    def with_outputs(self, outputs: Iterable[Node]) -> Graph:
+        names = [name for name, _ in self.outputs]
+        return Graph(self.inputs, tuple(zip(names, outputs, strict=True)), self.symbols, self.name, self.origins)
+
+    def origin(self, node: Node) -> str:
+        return ", ".join(self.origins.get(node, ())) or node.op
+
+
+def topological(roots: Iterable[Node]) -> list[Node]:
+    """The nodes under the roots, operands first; the same order each time."""
+    order: list[Node] = []
+    state: dict[Node, bool] = {}
+    stack: list[tuple[Node, Iterator]] = []
+    for root in roots:
+        if root in state:
+            continue
+        state[root] = False
+        stack.append((root, iter(root.operands())))
+        while stack:
+            node, rest = stack[-1]
+            for i in rest:
+                if i not in state:
+                    state[i] = False
+                    stack.append((i, iter(i.operands())))
+                    break
+            else:
+                stack.pop()
+                state[node] = True
+                order.append(node)
+    return order

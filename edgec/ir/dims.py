@@ -20,7 +20,7 @@ CALLS = ("floordiv", "mod", "max0", "bcast")  # max0(x) = max(x, 0): min and max
 class Atom:
     """A symbol (op "sym", args (name,)) or an opaque call on dims."""
 
-    __slots__ = ("op", "args", "key")
+    __slots__ = ("args", "key", "op")
 
     def __init__(self, op: str, args: tuple):
         self.op, self.args = op, args
@@ -36,7 +36,7 @@ class Atom:
 class Expr:
     """A sum of integer multiples of products of atoms; never a plain integer."""
 
-    __slots__ = ("terms", "_hash")
+    __slots__ = ("_hash", "terms")
 
     def __init__(self, terms: tuple):
         self.terms = terms  # ((atoms sorted by key), coefficient) sorted, highest degree first

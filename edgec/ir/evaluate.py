@@ -86,7 +86,9 @@ class Evaluator:
         return OPS[node.op].reference(*args, **bind_attrs(node.attrs, self.env))
 
 
-def run(graph: Graph, feeds: Mapping[str, np.ndarray], watch: Callable[[Node, object], None] | None = None) -> dict[str, np.ndarray]:
+def run(
+    graph: Graph, feeds: Mapping[str, np.ndarray], watch: Callable[[Node, object], None] | None = None
+) -> dict[str, np.ndarray]:
     """The graph's outputs by name. watch(node, value) sees every value that was computed."""
     evaluator = Evaluator(feeds, bind_symbols(graph.inputs, feeds))
     outputs = {name: evaluator(node) for name, node in graph.outputs}

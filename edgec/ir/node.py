@@ -53,7 +53,10 @@ class Data:
         if array.nbytes <= SMALL:
             key: Any = (str(type), array.tobytes())
         else:
-            key = (str(type), hashlib.blake2b(array.view(np.uint8) if array.ndim else array.tobytes(), digest_size=16).digest())
+            key = (
+                str(type),
+                hashlib.blake2b(array.view(np.uint8) if array.ndim else array.tobytes(), digest_size=16).digest(),
+            )
         return Data(type, key, lambda: {"value": array})
 
     @staticmethod
@@ -81,7 +84,7 @@ def dequantize(parts: Mapping[str, np.ndarray], type: TensorType) -> np.ndarray:
 class Node:
     """One operation: op's name, input nodes (None: an absent optional one), attributes, and the type they imply."""
 
-    __slots__ = ("op", "inputs", "attrs", "type", "__weakref__")
+    __slots__ = ("__weakref__", "attrs", "inputs", "op", "type")
     op: str
     inputs: tuple[Node | None, ...]
     attrs: Mapping[str, Any]

@@ -109,7 +109,9 @@ def print_graph(graph: Graph) -> str:
     nodes = graph.nodes()
     nodes = [n for n in graph.inputs if n not in set(nodes)] + nodes
     ids = {n: i for i, n in enumerate(nodes)}
-    bounds = ", ".join(f"{json.dumps(s)}: {lo}..{'' if hi is None else hi}" for s, (lo, hi) in sorted(graph.symbols.items()))
+    bounds = ", ".join(
+        f"{json.dumps(s)}: {lo}..{'' if hi is None else hi}" for s, (lo, hi) in sorted(graph.symbols.items())
+    )
     lines = [f"graph {json.dumps(graph.name)} ({bounds})"]
     for n in nodes:
         args = f"({', '.join('_' if i is None else f'%{ids[i]}' for i in n.inputs)})" if n.inputs else ""

@@ -106,7 +106,7 @@ def split_commas(text: str) -> list[str]:
     for i, c in enumerate(text):
         if quote:
             quote = "" if c == quote and text[i - 1] != "\\" else quote
-        elif c in "`\"":
+        elif c in '`"':
             quote = c
         elif c in "([{<":
             depth += 1

@@ -89,7 +89,10 @@ PAD_MODES = {"constant": "constant", "reflect": "reflect", "edge": "edge", "wrap
 def _pad(x, value, before, after, mode):
     need(len(before) == len(after) == x.rank, f"pad: {len(before)} amounts for rank {x.rank}")
     need(mode in PAD_MODES, f"pad: no mode {mode!r}")
-    need(value is None or (value.dtype == x.dtype and value.shape == ()), "pad: the value is a scalar of the operand's dtype")
+    need(
+        value is None or (value.dtype == x.dtype and value.shape == ()),
+        "pad: the value is a scalar of the operand's dtype",
+    )
     shape = tuple(b + d + a for b, d, a in zip(before, x.shape, after))
     need(all(at_least(d, 0) for d in shape), f"pad: {x} by {before} and {after}")
     return TensorType(x.dtype, shape)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
@@ -10,7 +9,6 @@ from edgec.ir.dims import Dim, ceildiv, floordiv
 from edgec.ir.ops.elementwise import _gelu, _sigmoid
 from edgec.ir.ops.registry import (
     REQUIRED,
-    IrError,
     at_least,
     broadcast_shapes,
     define,
@@ -133,8 +131,14 @@ def window(size: Dim, kernel: int, stride: int, before: Dim, after: Dim, dilatio
 def _spatial(op, rank: int, kernel, strides, pads, dilations):
     n = rank - 2
     need(n >= 1, f"{op}: operand of rank {rank}")
-    need(len(kernel) == len(strides) == len(dilations) == n and len(pads) == 2 * n, f"{op}: attributes do not fit {n} axes")
-    need(all(isinstance(k, int) and k >= 1 for k in (*kernel, *strides, *dilations)), f"{op}: kernel, strides, dilations >= 1")
+    need(
+        len(kernel) == len(strides) == len(dilations) == n and len(pads) == 2 * n,
+        f"{op}: attributes do not fit {n} axes",
+    )
+    need(
+        all(isinstance(k, int) and k >= 1 for k in (*kernel, *strides, *dilations)),
+        f"{op}: kernel, strides, dilations >= 1",
+    )
 
 
 def _epilogue(op, out, bias, residual, act):
@@ -162,14 +166,20 @@ def _windows(x, kernel, strides, dilations):
     n = len(kernel)
     spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilations)]
     v = sliding_window_view(x, spans, axis=tuple(range(2, 2 + n)))
-    return v[(slice(None),) * 2 + tuple(slice(None, None, s) for s in strides) + tuple(slice(None, None, d) for d in dilations)]
+    return v[
+        (slice(None),) * 2
+        + tuple(slice(None, None, s) for s in strides)
+        + tuple(slice(None, None, d) for d in dilations)
+    ]
 
 
 def _pad_spatial(x, pads, value=0):
     n = x.ndim - 2
     cut = tuple(slice(max(-pads[i], 0), x.shape[2 + i] - max(-pads[n + i], 0)) for i in range(n))
     x = x[(slice(None), slice(None), *cut)]
-    return np.pad(x, [(0, 0), (0, 0)] + [(max(pads[i], 0), max(pads[n + i], 0)) for i in range(n)], constant_values=value)
+    return np.pad(
+        x, [(0, 0), (0, 0)] + [(max(pads[i], 0), max(pads[n + i], 0)) for i in range(n)], constant_values=value
+    )
 
 
 def _conv_reference(x, w, bias, residual, strides, pads, dilations, group, act):
@@ -217,9 +227,13 @@ def _conv_transpose_reference(x, w, bias, strides, pads, dilations, group, outpu
         for at in np.ndindex(*kernel):
             place = tuple(slice(at[i] * dilations[i], at[i] * dilations[i] + (x.shape[2 + i] - 1) * strides[i] + 1, strides[i])
                           for i in range(n))  # fmt: skip
-            y[(slice(None), slice(None), *place)] += np.moveaxis(np.tensordot(xg, wg[(slice(None), slice(None), *at)], (1, 0)), -1, 1)
+            y[(slice(None), slice(None), *place)] += np.moveaxis(
+                np.tensordot(xg, wg[(slice(None), slice(None), *at)], (1, 0)), -1, 1
+            )
         outs.append(y)
-    y = np.concatenate(outs, axis=1)[(slice(None), slice(None), *(slice(pads[i], pads[i] + sizes[i]) for i in range(n)))]
+    y = np.concatenate(outs, axis=1)[
+        (slice(None), slice(None), *(slice(pads[i], pads[i] + sizes[i]) for i in range(n)))
+    ]
     return _finish(y, bias, None, act, dtype)
 
 
@@ -231,7 +245,9 @@ define("conv_transpose", "x w bias?", _conv_transpose, _conv_transpose_reference
 def _pool(x, kernel, strides, pads, dilations, ceil, **_):
     _spatial("pool", x.rank, kernel, strides, pads, dilations)
     n = x.rank - 2
-    spatial = [window(x.shape[2 + i], kernel[i], strides[i], pads[i], pads[n + i], dilations[i], ceil) for i in range(n)]
+    spatial = [
+        window(x.shape[2 + i], kernel[i], strides[i], pads[i], pads[n + i], dilations[i], ceil) for i in range(n)
+    ]
     need(all(at_least(d, 0) for d in spatial), f"pool: the window {kernel} is larger than {x}")
     return TensorType(x.dtype, (*x.shape[:2], *spatial))
 
@@ -295,7 +311,9 @@ def _attention(q, k, v, mask, scale, causal, q_layout, k_layout, v_layout, out_l
 
 def _attention_reference(q, k, v, mask, scale, causal, q_layout, k_layout, v_layout, out_layout):
     dtype = q.dtype
-    q, k, v = (np.swapaxes(x, 1, 2) if layout == "bshd" else x for x, layout in ((q, q_layout), (k, k_layout), (v, v_layout)))
+    q, k, v = (
+        np.swapaxes(x, 1, 2) if layout == "bshd" else x for x, layout in ((q, q_layout), (k, k_layout), (v, v_layout))
+    )
     q, k, v = (x.astype(np.float64) for x in (q, k, v))
     k, v = (np.repeat(x, q.shape[1] // x.shape[1], axis=1) for x in (k, v))
     with np.errstate(all="ignore"):

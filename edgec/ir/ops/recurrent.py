@@ -57,7 +57,10 @@ def _run(op, x, w, r, bias, lengths, h0, c0, peephole, hidden, direction, activa
         return np.clip(v, -clip, clip) if clip else v
 
     for d in range(dirs):
-        fs = [lambda v, i=i: FUNCTIONS[activations[i]](clipped(v), alphas[i], betas[i]) for i in range(d * per, (d + 1) * per)]
+        fs = [
+            lambda v, i=i: FUNCTIONS[activations[i]](clipped(v), alphas[i], betas[i])
+            for i in range(d * per, (d + 1) * per)
+        ]
         b = np.zeros(2 * gates * hidden) if bias is None else bias[d].astype(np.float64)
         p = None if peephole is None else peephole[d].astype(np.float64)
         for n in range(batch):
@@ -106,7 +109,16 @@ def _rnn(x, w, r, bias, lengths, h0, *, hidden, **attrs):
 
 # x [steps, batch, in], w [dirs, gates*hidden, in], r [dirs, gates*hidden, hidden], bias [dirs, 2*gates*hidden] -> a tuple
 # of y [steps, dirs, batch, hidden], y_h [dirs, batch, hidden] (and y_c). clip: 0.0 is none. Gate order: iofc, zrh
-_COMMON = {"hidden": REQUIRED, "direction": "forward", "activations": REQUIRED, "alphas": REQUIRED, "betas": REQUIRED, "clip": 0.0}
-define("lstm", "x w r bias? lengths? h0? c0? peephole?", _infer("lstm"), _lstm, "recurrent", **_COMMON, input_forget=False)
+_COMMON = {
+    "hidden": REQUIRED,
+    "direction": "forward",
+    "activations": REQUIRED,
+    "alphas": REQUIRED,
+    "betas": REQUIRED,
+    "clip": 0.0,
+}
+define(
+    "lstm", "x w r bias? lengths? h0? c0? peephole?", _infer("lstm"), _lstm, "recurrent", **_COMMON, input_forget=False
+)
 define("gru", "x w r bias? lengths? h0?", _infer("gru"), _gru, "recurrent", **_COMMON, linear_before_reset=False)
 define("rnn", "x w r bias? lengths? h0?", _infer("rnn"), _rnn, "recurrent", **_COMMON)

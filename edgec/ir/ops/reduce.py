@@ -40,7 +40,10 @@ def reduced_shape(shape: tuple[Dim, ...], axes: tuple[int, ...], keepdims: bool)
 
 def _reduce(name):
     def infer(x, axes, keepdims):
-        need(all(0 <= a < x.rank for a in axes) and list(axes) == sorted(set(axes)), f"{name}: axes {axes} of rank {x.rank}")
+        need(
+            all(0 <= a < x.rank for a in axes) and list(axes) == sorted(set(axes)),
+            f"{name}: axes {axes} of rank {x.rank}",
+        )
         need(x.dtype != "bool" or name in ("reduce_max", "reduce_min"), f"{name} does not take bool")
         return TensorType(x.dtype, reduced_shape(x.shape, axes, keepdims))
 

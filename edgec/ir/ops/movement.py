@@ -8,6 +8,7 @@ from edgec.ir.dims import Dim, product
 from edgec.ir.ops.registry import (
     REQUIRED,
     at_least,
+    broadcast_dims,
     define,
     need,
     need_same_dtype,
@@ -36,7 +37,7 @@ define("transpose", "x", _transpose, lambda x, perm: np.transpose(x, perm), "mov
 def _expand(x, shape):
     need(x.rank <= len(shape), f"expand: {x} to {shape}")
     for d, s in zip(x.shape, shape[len(shape) - x.rank :]):
-        need(not isinstance(d, int) or d == 1 or same_dims(d, s), f"expand: {x} to {shape}")
+        need(broadcast_dims(d, s, "expand") == s or same_dims(broadcast_dims(d, s, "expand"), s), f"expand: {x} to {shape}")
     return TensorType(x.dtype, shape)
 
 
@@ -48,10 +49,9 @@ def _slice(x, starts, sizes, steps):
     need(len(starts) == len(sizes) == len(steps) == x.rank, f"slice: {len(starts)} starts of rank {x.rank}")
     for d, start, size, step in zip(x.shape, starts, sizes, steps):
         need(isinstance(step, int) and step != 0, "slice: a step is an int other than 0")
-        last = start + (size - 1) * step
-        ok = at_least(size, 0) and (size == 0 or (at_least(start, 0) and at_least(last, 0)
-             and at_least(d - 1, start) and at_least(d - 1, last)))  # fmt: skip
-        need(bool(ok), f"slice: [{start}:+{size}:{step}] of a dim of {d}")
+        low, high = (start, start + (size - 1) * step) if step > 0 else (start + (size - 1) * step, start)
+        ok = at_least(size, 0) and (size == 0 or (at_least(low, 0) and at_least(d, high + 1)))
+        need(ok, f"slice: [{start}:+{size}:{step}] of a dim of {d}")
     return TensorType(x.dtype, tuple(sizes))
 
 

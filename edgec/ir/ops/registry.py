@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ from edgec.ir.dims import Dim, bcast, is_ge
 from edgec.ir.types import TensorType, Type
 
 REQUIRED = object()
+Assumption = tuple[str, Dim, Dim]  # ("equal" | "at_least" | "broadcast", a, b)
+_assumptions: list[Assumption] | None = None
 
 
 class IrError(ValueError):
@@ -89,6 +92,8 @@ def axis_in(axis: int, rank: int, op: str) -> int:
 def broadcast_dims(a: Dim, b: Dim, op: str) -> Dim:
     if isinstance(a, int) and isinstance(b, int):
         need(a == b or a == 1 or b == 1, f"{op}: sizes {a} and {b} do not broadcast")
+    elif a != b and a != 1 and b != 1:
+        _assume("broadcast", a, b)
     return bcast(a, b)
 
 
@@ -102,12 +107,36 @@ def broadcast_shapes(op: str, *shapes: tuple[Dim, ...]) -> tuple[Dim, ...]:
     return tuple(out)
 
 
+@contextmanager
+def collect_assumptions() -> Iterator[list[Assumption]]:
+    """What inference takes for granted about symbolic dims inside the block: the run-time checks a node needs."""
+    global _assumptions
+    outer, _assumptions = _assumptions, []
+    try:
+        yield _assumptions
+    finally:
+        _assumptions = outer
+
+
+def _assume(kind: str, a: Dim, b: Dim) -> None:
+    if _assumptions is not None:
+        _assumptions.append((kind, a, b))
+
+
 def same_dims(a: Dim, b: Dim) -> bool:
     """Whether two dims may be equal: False only where they are known to differ."""
+    if a == b:
+        return True
     d = a - b
-    return d == 0 if isinstance(d, int) else True
+    if isinstance(d, int):
+        return d == 0
+    _assume("equal", a, b)
+    return True
 
 
 def at_least(a: Dim, b: Dim) -> bool:
     """Whether a >= b may hold: False only where it is known not to."""
-    return is_ge(a, b) is not False
+    known = is_ge(a, b)
+    if known is None:
+        _assume("at_least", a, b)
+    return known is not False

@@ -49,6 +49,11 @@ std::vector<std::string> detect_features() {
   __asm__("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(1), "c"(0));
   const bool avx = std::find(found.begin(), found.end(), "avx2") != found.end();
   if (avx && (c >> 29 & 1)) found.push_back("f16c");
+  if (c >> 13 & 1) found.push_back("cx16");
+  if (c >> 22 & 1) found.push_back("movbe");
+  if (c >> 26 & 1) found.push_back("xsave");
+  __asm__("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(0x80000001U), "c"(0));
+  if (c >> 5 & 1) found.push_back("lzcnt");
   __asm__("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(0), "c"(0));
   if (a >= 7) {
     __asm__("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(7), "c"(1));

@@ -1,0 +1,381 @@
+#include "runtime/executor.h"
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstring>
+#include <utility>
+
+#include "runtime/arena.h"
+#include "runtime/cpu.h"
+#include "runtime/error.h"
+
+namespace edgec {
+namespace {
+
+constexpr size_t kCachedBindings = 16;
+constexpr size_t kMaxBytes = size_t{1} << 46;
+
+size_t round_up(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// f(a0, ..., a(n-1), begin, end): one instantiation for each argument count.
+using Invoker = int32_t (*)(void* function, const uint64_t* a, int64_t begin, int64_t end);
+
+template <size_t>
+using Word = uint64_t;
+
+template <size_t... I>
+int32_t invoke(void* function, const uint64_t* a, int64_t begin, int64_t end, std::index_sequence<I...>) {
+  return reinterpret_cast<int32_t (*)(Word<I>..., int64_t, int64_t)>(function)(a[I]..., begin, end);
+}
+
+template <size_t N>
+int32_t invoke_n(void* function, const uint64_t* a, int64_t begin, int64_t end) {
+  return invoke(function, a, begin, end, std::make_index_sequence<N>{});
+}
+
+template <size_t... N>
+constexpr std::array<Invoker, sizeof...(N)> make_invokers(std::index_sequence<N...>) {
+  return {invoke_n<N>...};
+}
+
+constexpr auto kInvokers = make_invokers(std::make_index_sequence<kMaxCallArgs + 1>{});
+
+}  // namespace
+
+Executor::Executor(std::span<const std::byte> plan, std::span<const std::byte> code, std::span<const std::byte> weights,
+                   int threads)
+    : plan_(Plan::decode(plan, weights.size())), code_(code), weights_(weights) {
+  if (reinterpret_cast<uintptr_t>(weights_.data()) % 16 != 0)
+    throw Error(Code::kArchive, "weights.bin", "it is not aligned", "Build the artifact again");
+  threads_ = std::min(threads > 0 ? threads : default_threads(), 256);
+  pool_ = ThreadPool::get(threads_);
+  functions_.resize(plan_.steps.size());
+  kernels_.resize(plan_.steps.size());
+  for (size_t i = 0; i < plan_.steps.size(); ++i) {
+    const Step& step = plan_.steps[i];
+    if (step.kind == Step::kCall) functions_[i] = code_.function(step.name);
+    if (step.kind != Step::kKernel) continue;
+    check_kernel_step(i);
+  }
+}
+
+void Executor::check_kernel_step(size_t index) {
+  const Step& step = plan_.steps[index];
+  const std::string place = "plan.bin step " + std::to_string(index);
+  const Kernel* kernel = kernels_[index] = find_kernel(step.name);
+  if (kernel == nullptr)
+    throw Error(Code::kPlan, place, "this edgec has no kernel '" + step.name + "'",
+                "Run it with the edgec that built it");
+  if (const std::string why = match_signature(kernel->signature, step.args); !why.empty())
+    throw Error(Code::kPlan, place, step.name + ": " + why);
+  const std::vector<Parameter> parameters = parse_signature(kernel->signature);
+  size_t at = 0;
+  for (const Parameter& p : parameters) {
+    const Arg& arg = step.args[at];
+    if (p.kind == Parameter::kOutput && arg.kind == Arg::kValue) {
+      const int32_t root = plan_.values[static_cast<size_t>(arg.v)].root;
+      const Storage storage = plan_.values[static_cast<size_t>(root)].storage;
+      if (storage == Storage::kConstant || storage == Storage::kInput)
+        throw Error(Code::kPlan, place, step.name + " writes to an input or a constant");
+    }
+    if (p.kind > Parameter::kOutput) break;
+    at += p.variadic ? step.args.size() - (parameters.size() - 1) : 1;
+  }
+}
+
+Binding& Executor::bind(std::span<const std::span<const int64_t>> input_shapes) {
+  std::vector<int64_t> symbols;
+  symbols.reserve(plan_.symbols.size());
+  for (size_t i = 0; i < plan_.inputs.size(); ++i) {
+    const ValueDef& v = plan_.values[static_cast<size_t>(plan_.inputs[i].value)];
+    if (input_shapes[i].size() != v.dims.size())
+      throw Error(Code::kInputShape, "input '" + plan_.inputs[i].name + "'",
+                  "shape " + shape_text(input_shapes[i]) + ", expected " + plan_.shape_text(v));
+  }
+  for (const Symbol& s : plan_.symbols)
+    symbols.push_back(input_shapes[static_cast<size_t>(s.input)][static_cast<size_t>(s.axis)]);
+  Binding& binding = bind_symbols(std::move(symbols));
+  check_inputs(input_shapes, binding.exprs);
+  return binding;
+}
+
+Binding& Executor::bind_symbols(std::vector<int64_t> symbols) {
+  auto found = std::find_if(bindings_.begin(), bindings_.end(), [&](const auto& b) { return b->symbols == symbols; });
+  if (found != bindings_.end()) {
+    bindings_.splice(bindings_.begin(), bindings_, found);
+    return *bindings_.front();
+  }
+  for (size_t i = 0; i < symbols.size(); ++i) {
+    const Symbol& s = plan_.symbols[i];
+    if (symbols[i] >= s.lo && (s.hi < 0 || symbols[i] <= s.hi)) continue;
+    throw Error(Code::kInputShape, "input '" + plan_.inputs[static_cast<size_t>(s.input)].name + "'",
+                "axis " + std::to_string(s.axis) + " (" + s.name + ") is " + std::to_string(symbols[i]) +
+                    ", the artifact takes " + std::to_string(s.lo) +
+                    (s.hi >= 0 ? " to " + std::to_string(s.hi) : " and more"));
+  }
+  bindings_.push_front(make_binding(std::move(symbols)));
+  if (bindings_.size() > kCachedBindings) bindings_.pop_back();
+  return *bindings_.front();
+}
+
+void Executor::check_inputs(std::span<const std::span<const int64_t>> input_shapes,
+                            const std::vector<int64_t>& exprs) const {
+  for (size_t i = 0; i < plan_.inputs.size(); ++i) {
+    const ValueDef& v = plan_.values[static_cast<size_t>(plan_.inputs[i].value)];
+    for (size_t axis = 0; axis < v.dims.size(); ++axis) {
+      if (exprs[static_cast<size_t>(v.dims[axis])] == input_shapes[i][axis]) continue;
+      std::string reason = "shape " + shape_text(input_shapes[i]) + ", expected " + plan_.shape_text(v);
+      const std::string name = plan_.text(v.dims[axis]);
+      if (name != std::to_string(exprs[static_cast<size_t>(v.dims[axis])]))
+        reason += " with " + name + " = " + std::to_string(exprs[static_cast<size_t>(v.dims[axis])]);
+      throw Error(Code::kInputShape, "input '" + plan_.inputs[i].name + "'", reason);
+    }
+  }
+}
+
+std::unique_ptr<Binding> Executor::make_binding(std::vector<int64_t> symbols) const {
+  std::vector<int64_t> exprs;
+  plan_.evaluate(symbols, exprs);
+  for (const Check& c : plan_.checks) {
+    const int64_t a = exprs[static_cast<size_t>(c.a)], b = exprs[static_cast<size_t>(c.b)];
+    const bool holds = c.kind == Check::kEqual     ? a == b
+                       : c.kind == Check::kAtLeast ? a >= b
+                                                   : a == b || a == 1 || b == 1;
+    if (holds) continue;
+    static constexpr const char* kWant[] = {"equal", "at least", "equal or 1"};
+    throw Error(Code::kCheck, c.message,
+                plan_.text(c.a) + " is " + std::to_string(a) + " and " + plan_.text(c.b) + " is " + std::to_string(b) +
+                    "; needed: " + kWant[c.kind]);
+  }
+  auto b = std::make_unique<Binding>();
+  b->symbols = std::move(symbols);
+  b->exprs = std::move(exprs);
+  bind_values(*b);
+  bind_steps(*b);
+  return b;
+}
+
+void Executor::bind_values(Binding& b) const {
+  const size_t n = plan_.values.size();
+  b.nbytes.resize(n);
+  b.offsets.resize(n);
+  b.arena_offsets.resize(n);
+  const auto fault = [](size_t value, const std::string& reason) {
+    throw Error(Code::kPlan, "value " + std::to_string(value), reason);
+  };
+  for (size_t i = 0; i < n; ++i) {
+    const ValueDef& v = plan_.values[i];
+    b.dims_begin.push_back(b.dims.size());
+    size_t bytes = size_of(v.dtype);
+    for (const int32_t e : v.dims) {
+      const int64_t dim = b.exprs[static_cast<size_t>(e)];
+      if (dim < 0)
+        throw Error(Code::kCheck, "", "these inputs make a dim of " + std::to_string(dim) + " (" + plan_.text(e) + ")",
+                    "Use larger inputs");
+      if (__builtin_mul_overflow(bytes, static_cast<size_t>(dim), &bytes) || bytes > kMaxBytes)
+        throw Error(Code::kMemory, "", "these inputs make a tensor of shape " + plan_.shape_text(v) + ", too large",
+                    "Use smaller inputs");
+      b.dims.push_back(dim);
+    }
+    b.nbytes[i] = bytes;
+  }
+  b.dims_begin.push_back(b.dims.size());
+  std::vector<Lifetime> lives;
+  std::vector<size_t> owners;
+  for (size_t i = 0; i < n; ++i) {
+    const ValueDef& v = plan_.values[i];
+    if (v.storage == Storage::kConstant && b.nbytes[i] > static_cast<size_t>(v.b))
+      fault(i, "its constant is too short");
+    if (v.storage != Storage::kTemp) continue;
+    const int64_t bytes = b.exprs[static_cast<size_t>(v.a)];
+    if (bytes < 0 || static_cast<size_t>(bytes) < b.nbytes[i] || static_cast<size_t>(bytes) > kMaxBytes)
+      fault(i, "its memory of " + std::to_string(bytes) + " bytes does not fit its shape");
+    lives.push_back({static_cast<size_t>(bytes), v.b, v.c, 0});
+    owners.push_back(i);
+    b.temp_bytes += round_up(static_cast<size_t>(bytes));
+  }
+  b.arena_bytes = layout_arena(lives);
+  for (size_t i = 0; i < owners.size(); ++i) b.arena_offsets[owners[i]] = lives[i].offset;
+  for (size_t i = 0; i < n; ++i) {
+    int64_t offset = 0;
+    size_t at = i;
+    for (; plan_.values[at].storage == Storage::kAlias; at = static_cast<size_t>(plan_.values[at].a)) {
+      const int64_t step = b.exprs[static_cast<size_t>(plan_.values[at].b)];
+      if (step < 0 || __builtin_add_overflow(offset, step, &offset)) fault(i, "its offset is negative");
+    }
+    const ValueDef& root = plan_.values[at];
+    const size_t room = root.storage == Storage::kTemp       ? static_cast<size_t>(b.exprs[static_cast<size_t>(root.a)])
+                        : root.storage == Storage::kConstant ? static_cast<size_t>(root.b)
+                                                             : b.nbytes[at];
+    if (static_cast<size_t>(offset) > room || b.nbytes[i] > room - static_cast<size_t>(offset))
+      fault(i, "it lies outside the value it is an alias of");
+    b.offsets[i] = offset;
+  }
+  for (const Port& p : plan_.outputs) {
+    const auto root = static_cast<size_t>(plan_.values[static_cast<size_t>(p.value)].root);
+    if (b.offsets[static_cast<size_t>(p.value)] != 0 || b.nbytes[root] > b.nbytes[static_cast<size_t>(p.value)])
+      throw Error(Code::kPlan, "output '" + p.name + "'", "its array is smaller than what is written to it");
+  }
+}
+
+void Executor::bind_steps(Binding& b) const {
+  const auto workers = static_cast<size_t>(threads_);
+  size_t n_args = 0;
+  for (const Step& step : plan_.steps) n_args += step.args.size();
+  b.args.reserve(n_args);
+  for (size_t i = 0; i < plan_.steps.size(); ++i) {
+    const Step& step = plan_.steps[i];
+    Binding::BoundStep bound;
+    size_t scratch = 0;
+    bound.args = b.args.size();
+    bound.n_args = step.args.size();
+    for (const Arg& arg : step.args) {
+      ArgRef ref;
+      ref.kind = arg.kind;
+      ref.i = arg.v;
+      if (arg.kind == Arg::kValue) {
+        const ValueDef& v = plan_.values[static_cast<size_t>(arg.v)];
+        ref.tensor = {nullptr, v.dtype, b.shape(static_cast<int32_t>(arg.v))};
+      } else if (arg.kind == Arg::kDim || arg.kind == Arg::kScratch) {
+        ref.i = b.exprs[static_cast<size_t>(arg.v)];
+      } else if (arg.kind == Arg::kString) {
+        ref.string = plan_.strings[static_cast<size_t>(arg.v)];
+      }
+      if (arg.kind == Arg::kScratch) {
+        if (ref.i < 0 || static_cast<size_t>(ref.i) > kMaxBytes)
+          throw Error(Code::kPlan, "step " + std::to_string(i), "its scratch is no size");
+        scratch += round_up(static_cast<size_t>(ref.i));
+      }
+      b.args.push_back(ref);
+    }
+    if (step.kind == Step::kCall) {
+      bound.extent = b.exprs[static_cast<size_t>(step.extent)];
+      bound.per_worker = scratch > 0;
+      bound.scratch_stride = scratch;
+      bound.slots = b.slots.size();
+      bound.n_slots = step.args.size();
+      b.slots.resize(b.slots.size() + bound.n_slots * (bound.per_worker ? workers : 1));
+    } else if (step.kind == Step::kKernel && kernels_[i]->scratch != nullptr) {
+      KernelCall call = kernel_call(b, bound, i);
+      const ScratchSize size = kernels_[i]->scratch(call);
+      bound.scratch_shared = round_up(size.shared);
+      bound.scratch_stride = round_up(size.per_worker);
+    }
+    const size_t total = bound.scratch_shared + bound.scratch_stride * workers;
+    if (total > kMaxBytes) throw Error(Code::kMemory, step.origin, "its scratch is too large");
+    b.scratch_bytes = std::max(b.scratch_bytes, total);
+    b.steps.push_back(bound);
+  }
+}
+
+KernelCall Executor::kernel_call(const Binding& b, const Binding::BoundStep& bound, size_t index) const {
+  const Step& step = plan_.steps[index];
+  return {{b.args.data() + bound.args, bound.n_args},
+          pool_.get(),
+          step.name,
+          step.origin,
+          scratch_.data(),
+          bound.scratch_shared,
+          bound.scratch_stride};
+}
+
+void Executor::resolve(Binding& b) const {
+  b.fixups.clear();
+  const auto place = [&](void** target, int32_t value) {
+    const auto v = static_cast<size_t>(value);
+    const auto root = static_cast<size_t>(plan_.values[v].root);
+    const ValueDef& r = plan_.values[root];
+    *target = nullptr;
+    switch (r.storage) {
+      case Storage::kConstant:
+        *target = const_cast<std::byte*>(weights_.data() + r.a + b.offsets[v]);
+        break;
+      case Storage::kTemp:
+        *target = arena_.data() + b.arena_offsets[root] + b.offsets[v];
+        break;
+      default:
+        b.fixups.push_back({target, static_cast<int32_t>(r.a), r.storage == Storage::kOutput, b.offsets[v]});
+    }
+  };
+  for (size_t i = 0; i < plan_.steps.size(); ++i) {
+    const Step& step = plan_.steps[i];
+    const Binding::BoundStep& bound = b.steps[i];
+    for (size_t j = 0; j < step.args.size(); ++j) {
+      ArgRef& ref = b.args[bound.args + j];
+      if (ref.kind == Arg::kValue) place(&ref.tensor.data, static_cast<int32_t>(step.args[j].v));
+    }
+    if (step.kind != Step::kCall) continue;
+    const size_t copies = bound.per_worker ? static_cast<size_t>(threads_) : 1;
+    for (size_t worker = 0; worker < copies; ++worker) {
+      uint64_t* slots = b.slots.data() + bound.slots + worker * bound.n_slots;
+      std::byte* scratch = scratch_.data() + worker * bound.scratch_stride;
+      for (size_t j = 0; j < step.args.size(); ++j) {
+        const ArgRef& ref = b.args[bound.args + j];
+        if (ref.kind == Arg::kValue) {
+          place(reinterpret_cast<void**>(&slots[j]), static_cast<int32_t>(step.args[j].v));
+        } else if (ref.kind == Arg::kScratch) {
+          slots[j] = reinterpret_cast<uint64_t>(scratch);
+          scratch += round_up(static_cast<size_t>(ref.i));
+        } else {
+          slots[j] = ref.kind == Arg::kAbsent ? 0 : static_cast<uint64_t>(ref.i);
+        }
+      }
+    }
+  }
+  b.resolved_arena = arena_.data();
+  b.resolved_scratch = scratch_.data();
+}
+
+void Executor::run(Binding& b, std::span<void* const> inputs, std::span<void* const> outputs, int64_t* step_ns) {
+  arena_.reserve(b.arena_bytes);
+  scratch_.reserve(b.scratch_bytes);
+  if (b.resolved_arena != arena_.data() || b.resolved_scratch != scratch_.data()) resolve(b);
+  for (const Binding::Fixup& f : b.fixups) {
+    void* base = (f.output ? outputs : inputs)[static_cast<size_t>(f.port)];
+    *f.target = static_cast<std::byte*>(base) + f.offset;
+  }
+  if (step_ns != nullptr) std::fill_n(step_ns, plan_.steps.size(), int64_t{-1});
+  for (size_t i = 0; i < plan_.steps.size();) {
+    const Step& step = plan_.steps[i];
+    const auto start = step_ns != nullptr ? std::chrono::steady_clock::now() : std::chrono::steady_clock::time_point();
+    size_t next = i + 1;
+    switch (step.kind) {
+      case Step::kCall:
+        run_call(b, i);
+        break;
+      case Step::kKernel:
+        kernels_[i]->run(kernel_call(b, b.steps[i], i));
+        break;
+      case Step::kJump:
+        next = static_cast<size_t>(step.args[0].v);
+        break;
+      case Step::kJumpIfFalse: {
+        const Tensor& condition = b.args[b.steps[i].args].tensor;
+        if (condition.size() != 1)
+          throw Error(Code::kValue, step.origin, "its condition has " + std::to_string(condition.size()) + " elements");
+        if (*condition.as<const uint8_t>() == 0) next = static_cast<size_t>(step.args[1].v);
+      }
+    }
+    if (step_ns != nullptr) step_ns[i] = (std::chrono::steady_clock::now() - start) / std::chrono::nanoseconds(1);
+    i = next;
+  }
+}
+
+void Executor::run_call(const Binding& b, size_t index) const {
+  const Binding::BoundStep& bound = b.steps[index];
+  const Invoker invoker = kInvokers[bound.n_slots];
+  void* function = functions_[index];
+  const uint64_t* slots = b.slots.data() + bound.slots;
+  const size_t stride = bound.per_worker ? bound.n_slots : 0;
+  std::atomic<int32_t> status{0};
+  pool_->parallel_for(bound.extent, plan_.steps[index].grain, [&](int64_t begin, int64_t end, int worker) {
+    const int32_t result = invoker(function, slots + static_cast<size_t>(worker) * stride, begin, end);
+    if (result != 0) status.store(result, std::memory_order_relaxed);
+  });
+  if (const int32_t result = status.load(); result != 0)
+    throw Error(Code::kInternal, plan_.steps[index].origin,
+                plan_.steps[index].name + " returned " + std::to_string(result));
+}
+
+}  // namespace edgec

@@ -1,0 +1,54 @@
+"""Opens artifacts as the untrusted data they are: every offset, size and hash is checked before a byte is used."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from typing import Any
+
+from edgec import _core
+from edgec.artifact import manifest as manifests
+from edgec.errors import EdgecError
+
+REQUIRED = ("plan.bin", "weights.bin")
+
+
+class ArtifactFile:
+    """An open artifact: `manifest` (dict) and `members` (name -> read-only memoryview of the mapped file)."""
+
+    def __init__(self, path: str | os.PathLike[str], *, check_target: bool = True) -> None:
+        """Raises EdgecError EC1501 to EC1506."""
+        self.path = os.fspath(path)
+        self._file = _core.Artifact(self.path)
+        self.size: int = self._file.size
+        self.members: dict[str, memoryview] = self._file.members()
+        data = self.members.get(manifests.MANIFEST)
+        if data is None:
+            raise EdgecError("EC1502", "it has no manifest.json", where=self.path, hint="Is it an edgec artifact?")
+        if zlib.crc32(data) != self._file.crc32(manifests.MANIFEST):
+            raise self._damaged(manifests.MANIFEST, "its checksum does not fit")
+        self.manifest: dict[str, Any] = manifests.parse(bytes(data), self.path)
+        self._check_members()
+        if check_target:
+            manifests.check_target(self.manifest["target"], _core.cpu_features(), self.path)
+
+    def _check_members(self) -> None:
+        listed = self.manifest["members"]
+        for name in REQUIRED:
+            if name not in listed:
+                raise EdgecError("EC1503", f"it lists no '{name}'", where=self.path)
+        for name in self.members:
+            if name not in listed and name != manifests.MANIFEST:
+                raise self._damaged(name, "the manifest does not list it")
+        for name, entry in listed.items():
+            data = self.members.get(name)
+            if data is None:
+                raise self._damaged(name, "it is missing")
+            if len(data) != entry["size"]:
+                raise self._damaged(name, f"{len(data)} bytes, the manifest says {entry['size']}")
+            if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+                raise self._damaged(name, "its SHA-256 is not the manifest's")
+
+    def _damaged(self, member: str, reason: str) -> EdgecError:
+        return EdgecError("EC1504", reason, where=f"{self.path} {member}", hint="Copy or build the artifact again")

@@ -1,0 +1,160 @@
+"""Writes artifacts: a zip of stored members, each at a multiple of 64 KiB, so that all of them can be memory-mapped."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import tempfile
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from edgec.artifact import manifest as manifests
+from edgec.errors import EdgecError
+
+ALIGNMENT = 64 * 1024
+MIMETYPE = b"application/vnd.edgec"
+_DATE = 0x0021  # 1980-01-01, as MS-DOS writes it
+_CHUNK = 1 << 22
+_LIMIT32 = 0xFFFFFFFF
+
+Buffer = bytes | bytearray | memoryview | Any
+
+
+class _Entry(NamedTuple):
+    name: bytes
+    crc: int
+    size: int
+    offset: int
+    sha256: str
+
+
+class _Zip:
+    """Appends stored members; the sizes need not be known beforehand."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.entries: list[_Entry] = []
+
+    def add(self, name: str, chunks: Iterable[Buffer], alignment: int = ALIGNMENT) -> None:
+        encoded = name.encode("ascii")
+        # Space before the header, not an extra field: those end at 64 KiB.
+        header_size = 30 + len(encoded) + 20
+        self._pad(-(self._file.tell() + header_size) % alignment)
+        offset = self._file.tell()
+        self._file.write(bytes(header_size))
+        size, crc, sha = 0, 0, hashlib.sha256()
+        for chunk in chunks:
+            view = memoryview(chunk).cast("B")
+            self._file.write(view)
+            crc = zlib.crc32(view, crc)
+            sha.update(view)
+            size += len(view)
+        end = self._file.tell()
+        self._file.seek(offset)
+        # Sizes are always in a zip64 field, so that the header's length does not depend on them.
+        self._file.write(
+            struct.pack("<IHHHHHIIIHH", 0x04034B50, 45, 0, 0, 0, _DATE, crc, _LIMIT32, _LIMIT32, len(encoded), 20)
+        )
+        self._file.write(encoded + struct.pack("<HHQQ", 1, 16, size, size))
+        self._file.seek(end)
+        self.entries.append(_Entry(encoded, crc, size, offset, sha.hexdigest()))
+
+    def finish(self) -> None:
+        start = self._file.tell()
+        for entry in self.entries:
+            extra = struct.pack("<HHQQQ", 1, 24, entry.size, entry.size, entry.offset)
+            self._file.write(
+                struct.pack(
+                    "<IHHHHHHIIIHHHHHII",
+                    *(0x02014B50, 45, 45, 0, 0, 0, _DATE, entry.crc, _LIMIT32, _LIMIT32),
+                    *(len(entry.name), len(extra), 0, 0, 0, 0, _LIMIT32),
+                )
+            )
+            self._file.write(entry.name + extra)
+        end, count = self._file.tell(), len(self.entries)
+        self._file.write(struct.pack("<IQHHIIQQQQ", 0x06064B50, 44, 45, 45, 0, 0, count, count, end - start, start))
+        self._file.write(struct.pack("<IIQI", 0x07064B50, 0, end, 1))
+        self._file.write(struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, 0xFFFF, 0xFFFF, _LIMIT32, _LIMIT32, 0))
+
+    def _pad(self, count: int) -> None:
+        self._file.write(bytes(count))
+
+
+def _aligned(pieces: Iterable[tuple[int, Buffer]]) -> Iterable[Buffer]:
+    """The pieces' bytes with zeros between them so that each begins at its alignment."""
+    at = 0
+    for alignment, piece in pieces:
+        view = memoryview(piece)
+        del piece
+        view = view if view.nbytes == 0 else view.cast("B")
+        if gap := -at % alignment:
+            yield bytes(gap)
+        for begin in range(0, view.nbytes, _CHUNK):
+            yield view[begin : begin + _CHUNK]
+        at += gap + view.nbytes
+        del view
+
+
+def write_artifact(
+    path: str | os.PathLike[str],
+    *,
+    plan: bytes,
+    manifest: Mapping[str, Any],
+    code: bytes | None = None,
+    weights: Iterable[tuple[int, Buffer]] = (),
+    files: Mapping[str, Buffer] | None = None,
+) -> dict[str, Any]:
+    """Writes the artifact and returns its whole manifest.
+
+    `weights`: (alignment in bytes, C-contiguous buffer) in the order of their offsets; taken one at a time, so they
+    need not be in memory together. `plan` holds their offsets: each is the previous end rounded up to the alignment.
+    `manifest`: edgec, target, inputs, outputs, report; format and members are added here. `files`: further members.
+    The file appears under its name only when it is whole; after a failure nothing is left. Raises EdgecError EC1509.
+    """
+    path = Path(path)
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            archive = _Zip(file)
+            archive.add("mimetype", [MIMETYPE], alignment=1)
+            archive.add("plan.bin", [plan])
+            if code is not None:
+                archive.add("code.so", [code])
+            archive.add("weights.bin", _aligned(weights))
+            for name, data in sorted((files or {}).items()):
+                archive.add(name, [data])
+            full = dict(manifest) | {
+                "format": manifests.FORMAT,
+                "members": {e.name.decode(): {"size": e.size, "sha256": e.sha256} for e in archive.entries},
+            }
+            archive.add(manifests.MANIFEST, [manifests.dump(full)])
+            archive.finish()
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+    return full
+
+
+def _cannot_write(path: Path, error: OSError) -> EdgecError:
+    return EdgecError(
+        "EC1509",
+        error.strerror or str(error),
+        where=str(path),
+        hint="Choose a folder that exists and can be written to",
+    )
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

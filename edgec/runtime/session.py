@@ -1,0 +1,112 @@
+"""Running an artifact: numpy arrays in, numpy arrays out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from edgec import _core
+from edgec.artifact.reader import ArtifactFile
+from edgec.errors import EdgecError
+
+_NUMPY_NAMES = {
+    **{"bool": "bool", "i8": "int8", "u8": "uint8", "i16": "int16", "u16": "uint16", "i32": "int32", "u32": "uint32"},
+    **{"i64": "int64", "u64": "uint64", "f16": "float16", "bf16": "bfloat16", "f32": "float32", "f64": "float64"},
+    "bytes": "uint8",
+}
+
+
+class Port(NamedTuple):
+    """An input or output: a symbolic dim is a str; dtype is numpy's name for it."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str
+
+
+class StepTime(NamedTuple):
+    """One step of a profiled run: the source nodes it stands for, "call" or "kernel", the kernel, its time."""
+
+    origin: str
+    kind: str
+    kernel: str
+    microseconds: float
+
+
+class Session:
+    """An artifact that is loaded and ready to run. Calls from several threads take turns."""
+
+    def __init__(self, path: str | os.PathLike[str], threads: int | None = None) -> None:
+        """`threads`: default, as many as affinity, cgroup quota and big cores allow. Raises EdgecError EC15xx."""
+        if threads is not None and threads < 1:
+            raise EdgecError("EC1001", f"threads={threads}", hint="Pass 1 or more")
+        self.artifact = ArtifactFile(path)
+        members = self.artifact.members
+        self._core = _core.Session(members["plan.bin"], members.get("code.so"), members["weights.bin"], threads or 0)
+        self._call = self._core.call
+        self.inputs = [Port(name, shape, _NUMPY_NAMES[dtype]) for name, dtype, shape in self._core.inputs]
+        self.outputs = [Port(name, shape, _NUMPY_NAMES[dtype]) for name, dtype, shape in self._core.outputs]
+        self._output_index = {port.name: index for index, port in enumerate(self.outputs)}
+
+    def __call__(self, /, **feeds: np.ndarray) -> dict[str, np.ndarray]:
+        """All outputs by name. Raises EdgecError EC1601 to EC1606."""
+        return self._call(feeds)
+
+    def run(self, output_names: Iterable[str] | None, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """The named outputs, or all, in that order: the call of onnxruntime's InferenceSession."""
+        names = None if output_names is None else list(output_names)
+        for name in names or ():
+            if name not in self._output_index:
+                raise EdgecError(
+                    "EC1607",
+                    "the artifact has none of that name",
+                    f"output '{name}'",
+                    f"It has {', '.join(self._output_index)}",
+                )
+        results = self._core.run(feeds if type(feeds) is dict else dict(feeds))
+        return results if not names else [results[self._output_index[name]] for name in names]
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        return self.artifact.manifest
+
+    @property
+    def threads(self) -> int:
+        return self._core.threads
+
+    @property
+    def symbols(self) -> dict[str, tuple[int, int | None]]:
+        """The symbolic dims and their bounds (None: unbounded)."""
+        return {name: (lo, None if hi < 0 else hi) for name, lo, hi in self._core.symbols}
+
+    def profile(self, feeds: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[StepTime]]:
+        """One run: its outputs, and the time of each step that ran, in order."""
+        results, times_ns = self._core.profile(dict(feeds))
+        steps = [
+            StepTime(origin, kind, kernel, ns / 1e3)
+            for (origin, kind, kernel), ns in zip(self._core.steps(), times_ns, strict=True)
+            if ns >= 0
+        ]
+        return {port.name: result for port, result in zip(self.outputs, results, strict=True)}, steps
+
+    def memory(self, dims: Mapping[str, int] | None = None) -> dict[str, int]:
+        """Bytes needed with these symbols: arena_bytes (what is used), temp_bytes (without reuse), scratch_bytes."""
+        dims = dims or {}
+        missing = [name for name in self.symbols if name not in dims]
+        if missing:
+            raise EdgecError(
+                "EC1603", f"no value for {', '.join(missing)}", hint="Pass one for each of session.symbols"
+            )
+        return self._core.memory([dims[name] for name in self.symbols])
+
+    def arena_bytes(self, dims: Mapping[str, int] | None = None) -> int:
+        """Peak bytes of intermediate values with these symbols."""
+        return self.memory(dims)["arena_bytes"]
+
+
+def load(path: str | os.PathLike[str], threads: int | None = None) -> Session:
+    """Opens an artifact to run it. Raises EdgecError EC15xx if it is damaged or for another CPU."""
+    return Session(path, threads)

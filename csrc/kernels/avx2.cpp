@@ -1,0 +1,23 @@
+// Kernels for AVX2, FMA and F16C. Compiled with those flags: nothing here may run before the features are checked.
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include "kernels/job.h"
+
+namespace edgec::kernels {
+namespace avx2 {
+constexpr int kF32Rows = 6;
+#include "kernels/isa.inc"
+//
+#include "kernels/int_avx2.h"
+}  // namespace avx2
+
+extern const IsaOps kOps_avx2 = avx2::kOps;
+EDGEC_DEFINE_LINEAR(linear_f32_s8b32_s4n16k4_2x16_avx2, avx2::linear_int4_rows<Family::kS4N16K4>)
+EDGEC_DEFINE_LINEAR(linear_f32_s8b32_s4n16k4_6x8_avx2, avx2::linear_int4_rows<Family::kS4N16K4>)
+EDGEC_DEFINE_LINEAR(linear_f32_s8b32_u4n16k4_2x16_avx2, avx2::linear_int4_rows<Family::kU4N16K4>)
+EDGEC_DEFINE_LINEAR(linear_f32_s8b32_u4n16k4_6x8_avx2, avx2::linear_int4_rows<Family::kU4N16K4>)
+EDGEC_DEFINE_LINEAR(linear_f32_s16b32_s8n16k4_3x8_avx2, avx2::linear_int8_rows)
+EDGEC_DEFINE_LINEAR(linear_f32_f32_f32n16_6x16_avx2, avx2::linear_f32)
+}  // namespace edgec::kernels
+#endif

@@ -1,0 +1,75 @@
+#include "kernels/cpu_features.h"
+
+#include <cstdlib>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
+namespace edgec::kernels {
+namespace {
+
+constexpr struct {
+  uint32_t bit;
+  const char* name;
+} kNames[] = {{kAvx2, "avx2"}, {kFma, "fma"},         {kF16c, "f16c"},
+              {kNeon, "neon"}, {kDotprod, "dotprod"}, {kI8mm, "i8mm"}};
+
+uint32_t detect() {
+  uint32_t bits = 0;
+#if defined(__x86_64__)
+  unsigned a, b, c, d;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1) || !(c >> 28 & 1)) return 0;
+  uint32_t xcr0, high;
+  __asm__("xgetbv" : "=a"(xcr0), "=d"(high) : "c"(0));
+  if ((xcr0 & 6) != 6) return 0;  // the OS must save the upper halves of ymm
+  if (c >> 12 & 1) bits |= kFma;
+  if (c >> 29 & 1) bits |= kF16c;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) && (b >> 5 & 1)) bits |= kAvx2;
+#elif defined(__aarch64__)
+  bits |= kNeon;
+#if defined(__linux__)
+  if (getauxval(AT_HWCAP) >> 20 & 1) bits |= kDotprod;
+  if (getauxval(AT_HWCAP2) >> 13 & 1) bits |= kI8mm;
+#elif defined(__APPLE__)
+  const auto has = [](const char* name) {
+    int value = 0;
+    size_t size = sizeof(value);
+    return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
+  };
+  if (has("hw.optional.arm.FEAT_DotProd")) bits |= kDotprod;
+  if (has("hw.optional.arm.FEAT_I8MM")) bits |= kI8mm;
+#endif
+#endif
+  if (const char* off = std::getenv("EDGEC_DISABLE")) {
+    for (const auto& n : kNames) {
+      const size_t length = std::strlen(n.name);
+      for (const char* at = off; (at = std::strstr(at, n.name)); at += length) {
+        const bool whole = (at == off || at[-1] == ',') && (at[length] == 0 || at[length] == ',');
+        if (whole) bits &= ~n.bit;
+      }
+    }
+  }
+  return bits;
+}
+
+}  // namespace
+
+uint32_t cpu_feature_bits() {
+  static const uint32_t bits = detect();
+  return bits;
+}
+
+const char* feature_name(uint32_t bit) {
+  for (const auto& n : kNames) {
+    if (n.bit == bit) return n.name;
+  }
+  return "unknown";
+}
+
+}  // namespace edgec::kernels

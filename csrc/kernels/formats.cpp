@@ -1,0 +1,181 @@
+// The packed formats: sizes, packing and its inverse. docs/kernels.md draws the layouts.
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/job.h"
+
+namespace edgec::kernels {
+namespace {
+
+constexpr double kScale = 16.0;
+#define EDGEC_GROUPS(prefix, suffix, family, bits, symmetric, extra)                                              \
+  {prefix "g32" suffix, Family::family, bits, 32, symmetric, bits + (kScale + extra) / 32},                       \
+      {prefix "g64" suffix, Family::family, bits, 64, symmetric, bits + (kScale + extra) / 64},                   \
+      {prefix "g128" suffix, Family::family, bits, 128, symmetric, bits + (kScale + extra) / 128}
+
+constexpr Format kFormats[] = {
+    EDGEC_GROUPS("s4", "n16k4", kS4N16K4, 4, true, 0),
+    EDGEC_GROUPS("u4", "n16k4", kU4N16K4, 4, false, 4),
+    EDGEC_GROUPS("s8", "n16k4", kS8N16K4, 8, true, 0),
+    {"s8n16k4", Family::kS8N16K4, 8, 0, true, 8},
+    {"f32n16", Family::kF32N16, 32, 0, true, 32},
+    EDGEC_GROUPS("s8", "row", kS8Row, 8, true, 0),
+    {"s8row", Family::kS8Row, 8, 0, true, 8},
+};
+
+struct Shape {
+  int64_t group, groups, blocks, group_blocks, panel_bytes;
+};
+
+Shape shape_of(const Format& f, int64_t k) {
+  Shape s{};
+  s.group = f.group ? f.group : std::max<int64_t>(k, 1);
+  s.groups = (k + s.group - 1) / s.group;
+  s.blocks = (k + kBlock - 1) / kBlock;
+  s.group_blocks = (s.group + kBlock - 1) / kBlock;
+  if (f.family == Family::kF32N16) {
+    s.panel_bytes = k * kPanel * 4;
+  } else if (f.family == Family::kS8Row) {
+    s.panel_bytes = kPanel * (2 * s.groups + k);
+  } else {
+    s.panel_bytes = s.groups * header_bytes(f.family) + s.blocks * data_bytes(f.family);
+  }
+  return s;
+}
+
+// Where column c's nibble or byte for position k of a block lies.
+struct Place {
+  int64_t byte;
+  int shift;
+};
+Place place4(int64_t c, int64_t k) { return {c / 8 * 128 + c % 8 * 4 + k / 8 * 32 + k % 4, static_cast<int>(k / 4 % 2 * 4)}; }
+int64_t place8(int64_t c, int64_t k) { return c / 8 * 256 + c % 8 * 4 + k / 4 * 32 + k % 4; }
+
+// Calls f(header, group) for each group and g(data, block, group) for each block of a panel.
+template <class F, class G>
+void walk(const Shape& s, Family family, int64_t panel_offset, F&& on_group, G&& on_block) {
+  int64_t at = panel_offset;
+  for (int64_t g = 0, b = 0; g < s.groups; ++g) {
+    on_group(at, g);
+    at += header_bytes(family);
+    for (int64_t i = 0; i < s.group_blocks && b < s.blocks; ++i, ++b, at += data_bytes(family)) on_block(at, b, g);
+  }
+}
+
+}  // namespace
+
+const Format* formats(int* count) {
+  *count = static_cast<int>(std::size(kFormats));
+  return kFormats;
+}
+
+const Format* find_format(std::string_view name) {
+  for (const Format& f : kFormats) {
+    if (name == f.name) return &f;
+  }
+  return nullptr;
+}
+
+size_t packed_nbytes(const Format& f, int64_t n, int64_t k) {
+  const Shape s = shape_of(f, k);
+  if (f.family == Family::kS8Row) return static_cast<size_t>(n * (s.panel_bytes / kPanel));
+  return static_cast<size_t>(panels(n) * s.panel_bytes);
+}
+
+void pack_panels(const Format& f, const void* q, const uint16_t* scale, const uint8_t* zero, int64_t n, int64_t k,
+                 int64_t panel_begin, int64_t panel_end, void* packed) {
+  const Shape s = shape_of(f, k);
+  uint8_t* out = static_cast<uint8_t*>(packed);
+  const uint8_t* bytes = static_cast<const uint8_t*>(q);
+  for (int64_t p = panel_begin; p < panel_end; ++p) {
+    const int64_t column = p * kPanel, valid = std::min<int64_t>(kPanel, n - column);
+    if (f.family == Family::kS8Row) {
+      for (int64_t r = column; r < column + valid; ++r) {
+        uint8_t* row = out + r * (s.panel_bytes / kPanel);
+        std::memcpy(row, scale + r * s.groups, 2 * s.groups);
+        if (k) std::memcpy(row + 2 * s.groups, bytes + r * k, k);
+      }
+      continue;
+    }
+    if (s.panel_bytes) std::memset(out + p * s.panel_bytes, 0, s.panel_bytes);
+    if (f.family == Family::kF32N16) {
+      const float* w = static_cast<const float*>(q) + column * k;
+      float* to = reinterpret_cast<float*>(out + p * s.panel_bytes);
+      for (int64_t c = 0; c < valid; ++c) {
+        for (int64_t i = 0; i < k; ++i) to[i * kPanel + c] = w[c * k + i];
+      }
+      continue;
+    }
+    const bool s8 = f.family == Family::kS8N16K4;
+    walk(
+        s, f.family, p * s.panel_bytes,
+        [&](int64_t at, int64_t g) {
+          for (int64_t c = 0; c < valid; ++c) {
+            std::memcpy(out + at + 2 * c, scale + (column + c) * s.groups + g, 2);
+            if (!f.symmetric) out[at + 32 + c / 2] |= (zero[(column + c) * s.groups + g] & 15) << (c % 2 * 4);
+          }
+        },
+        [&](int64_t at, int64_t b, int64_t) {
+          const int64_t length = std::min(kBlock, k - b * kBlock);
+          for (int64_t c = 0; c < valid; ++c) {
+            const uint8_t* from = bytes + (column + c) * k + b * kBlock;
+            for (int64_t i = 0; i < length; ++i) {
+              if (s8) {
+                out[at + place8(c, i)] = from[i];
+              } else {
+                const Place to = place4(c, i);
+                out[at + to.byte] |= ((from[i] + (f.symmetric ? 8 : 0)) & 15) << to.shift;
+              }
+            }
+          }
+        });
+  }
+}
+
+void unpack_panels(const Format& f, const void* packed, int64_t n, int64_t k, int64_t panel_begin, int64_t panel_end,
+                   void* q, uint16_t* scale, uint8_t* zero) {
+  const Shape s = shape_of(f, k);
+  const uint8_t* in = static_cast<const uint8_t*>(packed);
+  uint8_t* bytes = static_cast<uint8_t*>(q);
+  for (int64_t p = panel_begin; p < panel_end; ++p) {
+    const int64_t column = p * kPanel, valid = std::min<int64_t>(kPanel, n - column);
+    if (f.family == Family::kS8Row) {
+      for (int64_t r = column; r < column + valid; ++r) {
+        const uint8_t* row = in + r * (s.panel_bytes / kPanel);
+        std::memcpy(scale + r * s.groups, row, 2 * s.groups);
+        if (k) std::memcpy(bytes + r * k, row + 2 * s.groups, k);
+      }
+      continue;
+    }
+    if (f.family == Family::kF32N16) {
+      float* w = static_cast<float*>(q) + column * k;
+      const uint8_t* from = in + p * s.panel_bytes;
+      for (int64_t c = 0; c < valid; ++c) {
+        for (int64_t i = 0; i < k; ++i) std::memcpy(w + c * k + i, from + (i * kPanel + c) * 4, 4);
+      }
+      continue;
+    }
+    const bool s8 = f.family == Family::kS8N16K4;
+    walk(
+        s, f.family, p * s.panel_bytes,
+        [&](int64_t at, int64_t g) {
+          for (int64_t c = 0; c < valid; ++c) {
+            std::memcpy(scale + (column + c) * s.groups + g, in + at + 2 * c, 2);
+            if (!f.symmetric) zero[(column + c) * s.groups + g] = in[at + 32 + c / 2] >> (c % 2 * 4) & 15;
+          }
+        },
+        [&](int64_t at, int64_t b, int64_t) {
+          const int64_t length = std::min(kBlock, k - b * kBlock);
+          for (int64_t c = 0; c < valid; ++c) {
+            uint8_t* to = bytes + (column + c) * k + b * kBlock;
+            for (int64_t i = 0; i < length; ++i) {
+              const Place from = place4(c, i);
+              to[i] = s8 ? in[at + place8(c, i)]
+                         : static_cast<uint8_t>((in[at + from.byte] >> from.shift & 15) - (f.symmetric ? 8 : 0));
+            }
+          }
+        });
+  }
+}
+
+}  // namespace edgec::kernels

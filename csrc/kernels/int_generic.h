@@ -1,0 +1,64 @@
+// int4 and int8 tiles in plain C++: the reference of their packed formats, and the kernel of CPUs without one of their own.
+
+static float dot_block_generic(Family family, const uint8_t* values, const int16_t* wide, int64_t pair_sum, const uint8_t* data,
+                               int zero, int column) {
+  int32_t total = 0;
+  if (family == Family::kS8N16K4) {
+    const uint8_t* at = data + column / 8 * 256 + column % 8 * 4;
+    for (int k = 0; k < 32; ++k) total += wide[k] * static_cast<int8_t>(at[k / 4 * 32 + k % 4]);
+    return static_cast<float>(total);
+  }
+  // 32 bytes hold 8 columns x 4 k: low nibbles one step of k, high nibbles the next.
+  const uint8_t* at = data + column / 8 * 128 + column % 8 * 4;
+  for (int k = 0; k < 32; ++k) {
+    const int u = at[k / 8 * 32 + k % 4] >> (k / 4 % 2 * 4) & 15;
+    total += u * static_cast<int8_t>(values[k]);
+  }
+  // pair_sum is -8 or -1 times the activations' sum.
+  return static_cast<float>(total + static_cast<int32_t>(pair_sum) * (family == Family::kU4N16K4 ? zero : 1));
+}
+
+template <Family kFamily>
+static void linear_int_generic(const LinearJob& job, int64_t tile_begin, int64_t tile_end, int64_t panel_begin,
+                               int64_t panel_end) {
+  constexpr bool kWide = kFamily == Family::kS8N16K4;
+  constexpr int64_t kValues = kWide ? 64 : 32, kRow = kWide ? 68 : 40;
+  float sums[4 * kPanel];
+  for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+    for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
+      const int64_t row = job.row(tile), rows = job.row(tile + 1) - row;
+      const uint8_t* b = static_cast<const uint8_t*>(job.args.packed) + panel * job.panel_bytes;
+      const uint8_t* a = job.prepared + row * job.blocks * kRow;
+      for (float& s : sums) s = 0.0f;
+      for (int64_t block = 0; block < job.blocks;) {
+        const uint8_t* header = b;
+        float scale[kPanel];
+        int zero[kPanel];
+        for (int c = 0; c < kPanel; ++c) {
+          scale[c] = half_to_float(load_u16(header + 2 * c));
+          zero[c] = kFamily == Family::kU4N16K4 ? header[32 + c / 2] >> (c % 2 * 4) & 15 : 0;
+        }
+        b += header_bytes(kFamily);
+        for (int64_t i = 0; i < job.group_blocks && block < job.blocks; ++i, ++block) {
+          for (int64_t r = 0; r < rows; ++r) {
+            float row_scale;
+            int16_t wide[32] = {}, pair[2] = {};
+            __builtin_memcpy(&row_scale, a + rows * kValues + 4 * r, 4);
+            if (kWide) {
+              __builtin_memcpy(wide, a + r * kValues, 64);
+            } else {
+              __builtin_memcpy(pair, a + rows * (kValues + 4) + 4 * r, 4);
+            }
+            for (int c = 0; c < kPanel; ++c) {
+              const float dot = dot_block_generic(kFamily, a + r * kValues, wide, pair[0] + pair[1], b, zero[c], c);
+              sums[r * kPanel + c] += dot * (scale[c] * row_scale);
+            }
+          }
+          b += data_bytes(kFamily);
+          a += rows * kRow;
+        }
+      }
+      store_tile(job, row, rows, panel, sums, 0, kPanel);
+    }
+  }
+}

@@ -1,0 +1,68 @@
+// What a linear kernel gets: the caller's arguments and the layout of the prepared activations.
+#pragma once
+
+#include "kernels/kernels.h"
+
+namespace edgec::kernels {
+
+constexpr int64_t kBlock = 32;  // activations that share a scale
+
+enum class Lhs : int32_t { F32, S8B32, S16B32 };
+
+// Bytes of one row's block in the prepared activations: values, f32 scale, and for S8B32 two s16 sums.
+constexpr int64_t block_bytes(Lhs lhs) { return lhs == Lhs::S8B32 ? 32 + 4 + 4 : lhs == Lhs::S16B32 ? 64 + 4 : 0; }
+
+// Rows are cut into tiles of nearly equal height, none above mr. A tile is stored block by block:
+// mr x values, mr x scale, mr x sums, so that a kernel walks one pointer.
+struct LinearJob {
+  LinearArgs args;
+  Lhs lhs;
+  int64_t tiles;         // row tiles
+  int64_t blocks;        // blocks of 32 along K
+  int64_t group_blocks;  // blocks that share a weight scale
+  int64_t panel_bytes;
+  uint8_t* prepared;
+
+  int64_t row(int64_t tile) const { return tile * args.m / tiles; }
+};
+
+using PrepareFn = void (*)(const LinearJob&, int64_t tile_begin, int64_t tile_end);
+using LinearFn = void (*)(const LinearJob&, int64_t tile_begin, int64_t tile_end, int64_t panel_begin,
+                          int64_t panel_end);
+
+struct IsaOps;
+struct LinearKernel {
+  KernelInfo info;
+  Family family;
+  Lhs lhs;
+  const IsaOps* ops;
+  LinearFn run;
+};
+
+// Bytes of a group's scales and zero points in a panel.
+constexpr int64_t header_bytes(Family family) { return family == Family::kU4N16K4 ? 40 : 32; }
+// Bytes of a block of 32 along K in a panel of 16 columns.
+constexpr int64_t data_bytes(Family family) { return family == Family::kS8N16K4 ? 512 : 256; }
+
+// The functions that the table names: defined in avx2.cpp, generic.cpp ...
+#define EDGEC_LINEAR(name, isa, features, family, lhs, mr, nr, max_m, priority) \
+  void name(const LinearJob&, int64_t tile_begin, int64_t tile_end, int64_t panel_begin, int64_t panel_end);
+#define EDGEC_OP(...)
+#include "kernels/kernel_table.inc"
+#undef EDGEC_LINEAR
+#undef EDGEC_OP
+
+// One instruction set's version of everything else.
+struct IsaOps {
+  PrepareFn prepare_s8b32, prepare_s16b32;
+  void (*matmul)(const MatmulArgs&, const ParallelFor&, void* scratch);
+  void (*attention)(const AttentionArgs&, const ParallelFor&, void* scratch);
+  void (*gather)(const Format&, const void* packed, int64_t rows, int64_t dim, const int64_t* indices, int64_t begin,
+                 int64_t end, float* out);
+  void (*quantize)(const QuantizeArgs&, int64_t row_begin, int64_t row_end);
+  void (*math)(Activation act, const float* x, int64_t n, float* y);  // for tests of the stated bounds
+  int64_t (*attention_floats)(const AttentionArgs&);
+};
+extern const IsaOps kOps_avx2, kOps_generic;
+
+}  // namespace edgec::kernels

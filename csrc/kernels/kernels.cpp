@@ -1,0 +1,175 @@
+// The table, the choice of a kernel, and how a whole product is cut into slices.
+#include "kernels/kernels.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/cpu_features.h"
+#include "kernels/job.h"
+
+namespace edgec::kernels {
+namespace {
+
+#define EDGEC_LINEAR(name, isa, features, family, lhs, mr, nr, max_m, priority)          \
+  {{#name, "linear", nullptr, features, mr, nr, max_m, priority, false}, Family::family, \
+   Lhs::lhs,                                                                             \
+   &kOps_##isa,                                                                          \
+   name},
+#define EDGEC_OP(...)
+const LinearKernel kLinear[] = {
+#include "kernels/kernel_table.inc"
+};
+#undef EDGEC_LINEAR
+#undef EDGEC_OP
+
+struct Op {
+  KernelInfo info;
+  const IsaOps* ops;
+};
+#define EDGEC_LINEAR(...)
+#define EDGEC_OP(name, op, isa, features, priority) {{#name, #op, "", features, 0, 0, 0, priority, false}, &kOps_##isa},
+const Op kOps[] = {
+#include "kernels/kernel_table.inc"
+};
+#undef EDGEC_LINEAR
+#undef EDGEC_OP
+
+bool runs_here(uint32_t features) { return (features & ~cpu_feature_bits()) == 0; }
+
+const IsaOps& best_ops() {
+  static const IsaOps* best = [] {
+    const Op* found = nullptr;
+    for (const Op& op : kOps) {
+      if (runs_here(op.info.features) && (!found || op.info.priority > found->info.priority)) found = &op;
+    }
+    return found->ops;
+  }();
+  return *best;
+}
+
+uint8_t* align64(void* p) {
+  return reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(p) + 63) & ~uintptr_t{63});
+}
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace
+
+const LinearKernel* select_linear(const Format& format, int64_t m, std::string_view name) {
+  const LinearKernel* best = nullptr;
+  for (const LinearKernel& k : kLinear) {
+    if (k.family != format.family || !runs_here(k.info.features)) continue;
+    if (!name.empty()) {
+      if (name == k.info.name) return &k;
+    } else if ((k.info.max_m == 0 || m <= k.info.max_m) && (!best || k.info.priority > best->info.priority)) {
+      best = &k;
+    }
+  }
+  return best;
+}
+
+const char* kernel_name(const LinearKernel& kernel) { return kernel.info.name; }
+
+size_t linear_scratch_bytes(const Format& format, int64_t m, int64_t k) {
+  if (format.family == Family::kF32N16) return 0;
+  const Lhs lhs = format.family == Family::kS8N16K4 ? Lhs::S16B32 : Lhs::S8B32;
+  return static_cast<size_t>(m * ceil_div(k, kBlock) * block_bytes(lhs)) + 64;
+}
+
+void linear(const LinearArgs& args, const ParallelFor& pool, void* scratch, const LinearKernel* kernel) {
+  if (args.m <= 0 || args.n <= 0) return;
+  if (!kernel) kernel = select_linear(*args.format, args.m);
+  LinearJob job{};
+  job.args = args;
+  job.lhs = kernel->lhs;
+  job.tiles = ceil_div(args.m, kernel->info.mr);
+  job.blocks = ceil_div(args.k, kBlock);
+  job.group_blocks = args.format->group ? args.format->group / kBlock : std::max<int64_t>(job.blocks, 1);
+  job.panel_bytes = ceil_div(job.blocks, job.group_blocks) * header_bytes(args.format->family) +
+                    job.blocks * data_bytes(args.format->family);
+  job.prepared = scratch ? align64(scratch) : nullptr;
+
+  if (job.lhs != Lhs::F32) {
+    const auto prepare = job.lhs == Lhs::S8B32 ? kernel->ops->prepare_s8b32 : kernel->ops->prepare_s16b32;
+    const int64_t tile_values = ceil_div(args.m, job.tiles) * args.k;
+    parallel(pool, job.tiles, 1 + (1 << 15) / (1 + tile_values),
+             [&](int64_t begin, int64_t end, int) { prepare(job, begin, end); });
+  }
+
+  // Rows whose activations stay in L2 while every panel passes by; a panel is then read once per such stretch.
+  const int64_t row_bytes = 1 + (job.lhs == Lhs::F32 ? args.k * 4 : job.blocks * block_bytes(job.lhs));
+  const int64_t stretch = std::max<int64_t>(4, (int64_t{256} << 10) / row_bytes / kernel->info.mr);
+  const auto slice = [&](int64_t tile_begin, int64_t tile_end, int64_t panel_begin, int64_t panel_end) {
+    for (int64_t t = tile_begin; t < tile_end; t += stretch) {
+      kernel->run(job, t, std::min(t + stretch, tile_end), panel_begin, panel_end);
+    }
+  };
+  // By columns, unless there are too few panels to go round: then by row tiles.
+  const int64_t count = panels(args.n);
+  constexpr int64_t kGrain = int64_t{1} << 17;  // multiply-adds worth a worker's while: some 3 us
+  if (count >= 2 * pool.workers || count >= job.tiles) {
+    const int64_t macs = args.m * args.k * kPanel;
+    parallel(pool, count, 1 + kGrain / (1 + macs),
+             [&](int64_t begin, int64_t end, int) { slice(0, job.tiles, begin, end); });
+  } else {
+    const int64_t macs = kernel->info.mr * args.k * args.n;
+    parallel(pool, job.tiles, 1 + kGrain / (1 + macs),
+             [&](int64_t begin, int64_t end, int) { slice(begin, end, 0, count); });
+  }
+}
+
+size_t matmul_scratch_bytes(const MatmulArgs& args, int workers) {
+  return static_cast<size_t>(args.k) * kPanel * sizeof(float) * workers + 64;
+}
+
+void matmul_f32(const MatmulArgs& args, const ParallelFor& pool, void* scratch) {
+  best_ops().matmul(args, pool, align64(scratch));
+}
+
+size_t attention_scratch_bytes(const AttentionArgs& args, int workers) {
+  return static_cast<size_t>(best_ops().attention_floats(args)) * sizeof(float) * workers + 64;
+}
+
+void attention_f32(const AttentionArgs& args, const ParallelFor& pool, void* scratch) {
+  best_ops().attention(args, pool, align64(scratch));
+}
+
+bool gather_rows(const Format& format, const void* packed, int64_t rows, int64_t dim, const int64_t* indices,
+                 int64_t count, float* out, const ParallelFor& pool) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (indices[i] < -rows || indices[i] >= rows) return false;
+  }
+  parallel(pool, count, 1 + (1 << 15) / (1 + dim), [&](int64_t begin, int64_t end, int) {
+    best_ops().gather(format, packed, rows, dim, indices, begin, end, out);
+  });
+  return true;
+}
+
+void quantize_rows(const QuantizeArgs& args, int64_t row_begin, int64_t row_end) {
+  best_ops().quantize(args, row_begin, row_end);
+}
+
+void apply_activation(Activation act, const float* x, int64_t n, float* y) { best_ops().math(act, x, n, y); }
+
+const char* family_name(Family family) {
+  switch (family) {
+    case Family::kS4N16K4: return "s4n16k4";
+    case Family::kU4N16K4: return "u4n16k4";
+    case Family::kS8N16K4: return "s8n16k4";
+    case Family::kF32N16: return "f32n16";
+    case Family::kS8Row: return "s8row";
+  }
+  return "";
+}
+
+int kernel_count() { return static_cast<int>(std::size(kLinear) + std::size(kOps)); }
+
+KernelInfo kernel_info(int index) {
+  const int linears = static_cast<int>(std::size(kLinear));
+  KernelInfo info = index < linears ? kLinear[index].info : kOps[index - linears].info;
+  if (index < linears) info.family = family_name(kLinear[index].family);
+  info.available = runs_here(info.features);
+  return info;
+}
+
+}  // namespace edgec::kernels

@@ -1,0 +1,154 @@
+// The kernels' interface. Kernels never allocate, start threads or know Python: the caller brings memory and a ParallelFor.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+
+namespace edgec::kernels {
+
+enum class Activation : int32_t { kNone, kRelu, kGelu, kGeluTanh, kSilu, kTanh, kSigmoid, kSwiglu };
+
+// How a caller lends its threads. `run` splits [0, n) into ranges of at least `grain` and calls body(begin, end, worker)
+// for each, 0 <= worker < workers, no two at once with one worker; null runs everything in the calling thread.
+struct ParallelFor {
+  using Body = void (*)(void* body_context, int64_t begin, int64_t end, int worker);
+  void* context = nullptr;
+  int workers = 1;
+  void (*run)(void* context, int64_t n, int64_t grain, void* body_context, Body body) = nullptr;
+};
+
+template <class F>
+void parallel(const ParallelFor& pool, int64_t n, int64_t grain, F&& f) {
+  if (n <= 0) return;
+  if (!pool.run || pool.workers <= 1 || n <= grain) return f(int64_t{0}, n, 0);
+  pool.run(pool.context, n, grain, &f,
+           [](void* body, int64_t begin, int64_t end, int worker) { (*static_cast<F*>(body))(begin, end, worker); });
+}
+
+// ---- Packed formats: the name is the contract between compiler and kernels (docs/kernels.md has the layouts) ----
+
+enum class Family : int32_t { kS4N16K4, kU4N16K4, kS8N16K4, kF32N16, kS8Row };
+
+struct Format {
+  const char* name;
+  Family family;
+  int bits;
+  int group;  // weights along K that share a scale; 0: the whole row
+  bool symmetric;
+  double bits_per_weight;  // scales and zero points included, padding not
+};
+
+const Format* formats(int* count);
+const Format* find_format(std::string_view name);  // null: no such format
+
+constexpr int kPanel = 16;  // columns (rows of the [N, K] weight) that one panel holds
+inline int64_t panels(int64_t n) { return (n + kPanel - 1) / kPanel; }
+
+size_t packed_nbytes(const Format& format, int64_t n, int64_t k);
+// Packs rows [panel_begin * kPanel, panel_end * kPanel) of a [n, k] weight; for kS8Row panels are of 16 table rows too.
+// q: s8 in [-8, 7] (s4), u8 in [0, 15] (u4), s8 (s8), f32 (f32). scale: f16 bits [n, ceil(k / group)], or [n, 1] when
+// group is 0. zero: u8 in [0, 15], shaped as scale, for u4 only. Values out of range are masked, never out of bounds.
+void pack_panels(const Format& format, const void* q, const uint16_t* scale, const uint8_t* zero, int64_t n, int64_t k,
+                 int64_t panel_begin, int64_t panel_end, void* packed);
+void unpack_panels(const Format& format, const void* packed, int64_t n, int64_t k, int64_t panel_begin,
+                   int64_t panel_end, void* q, uint16_t* scale, uint8_t* zero);
+
+// ---- Weight quantization: round to nearest with a search for the scale ----
+
+struct QuantizeArgs {
+  const float* w;  // [n, k]
+  int64_t n, k;
+  int bits, group;          // bits 4 or 8; group 0: the whole row
+  bool symmetric, search;   // search: minimise the weighted squared error over scale (and zero point)
+  const float* importance;  // [k] weight of each column's squared error, or null
+  int8_t* q;                // [n, k] s8 when symmetric, u8 otherwise
+  uint16_t* scale;          // f16 bits [n, groups]
+  uint8_t* zero;            // [n, groups], asymmetric only
+};
+void quantize_rows(const QuantizeArgs& args, int64_t row_begin, int64_t row_end);
+
+// ---- linear: y = act(x @ W.T + bias) + residual ----
+
+struct LinearArgs {
+  const Format* format = nullptr;
+  const void* packed = nullptr;
+  int64_t m = 0, n = 0, k = 0;
+  const float* x = nullptr;  // [m, k], row stride ldx
+  int64_t ldx = 0;
+  const float* bias = nullptr;      // [n] or null
+  const float* residual = nullptr;  // [m, n], row stride ldr, or null; may be y itself
+  int64_t ldr = 0;
+  Activation act = Activation::kNone;
+  float* y = nullptr;  // [m, n], row stride ldy. kSwiglu: [m, n / 2], see docs/kernels.md
+  int64_t ldy = 0;
+};
+
+struct LinearKernel;
+// The kernel for a format and M on this CPU; `name` forces one ("" chooses). Null: none that this CPU can run.
+const LinearKernel* select_linear(const Format& format, int64_t m, std::string_view name = {});
+const char* kernel_name(const LinearKernel& kernel);
+
+// Bytes of scratch that linear() needs for m rows, 64-byte aligned by linear() itself.
+size_t linear_scratch_bytes(const Format& format, int64_t m, int64_t k);
+// Whole product: quantizes activations where the format wants it, then multiplies. kernel null: select_linear's.
+void linear(const LinearArgs& args, const ParallelFor& pool, void* scratch, const LinearKernel* kernel = nullptr);
+
+// ---- Products of two activations ----
+
+constexpr int kMaxBatchRank = 6;
+
+// y[b, m, n] = alpha * sum_k a[b, m, k] * b[b, k, n]; strides in elements, any sign or 0.
+struct MatmulArgs {
+  const float *a = nullptr, *b = nullptr;
+  float* y = nullptr;
+  int64_t m = 0, n = 0, k = 0;
+  int64_t a_m = 0, a_k = 0, b_k = 0, b_n = 0, y_m = 0;  // y's columns are contiguous
+  int batch_rank = 0;
+  int64_t batch[kMaxBatchRank] = {};
+  int64_t a_batch[kMaxBatchRank] = {}, b_batch[kMaxBatchRank] = {}, y_batch[kMaxBatchRank] = {};
+  float alpha = 1.0f;
+};
+size_t matmul_scratch_bytes(const MatmulArgs& args, int workers);
+void matmul_f32(const MatmulArgs& args, const ParallelFor& pool, void* scratch);
+
+// out[b, h, i] = softmax_j(scale * q[b, h, i] . k[b, h / (heads / kv_heads), j] + mask[b, h, i, j]) @ v. Strides in elements;
+// the last axis of q, k, v, mask and out is contiguous (mask's may be 0: one value for all j).
+struct AttentionArgs {
+  const float *q = nullptr, *k = nullptr, *v = nullptr;
+  const float* mask = nullptr;  // additive, or null
+  float* out = nullptr;
+  int64_t batch = 0, heads = 0, kv_heads = 0, q_len = 0, kv_len = 0, dim = 0, v_dim = 0;
+  int64_t q_stride[3] = {}, k_stride[3] = {}, v_stride[3] = {}, out_stride[3] = {};  // batch, head, position
+  int64_t mask_stride[4] = {};                                                      // batch, head, q, kv
+  float scale = 1.0f;
+  float softcap = 0.0f;  // > 0: scores become softcap * tanh(score / softcap) before the mask
+  bool causal = false;   // row i sees j <= i + causal_offset
+  int64_t causal_offset = 0;
+};
+size_t attention_scratch_bytes(const AttentionArgs& args, int workers);
+void attention_f32(const AttentionArgs& args, const ParallelFor& pool, void* scratch);
+
+// out[i] = dequantized row indices[i] of a packed table of kS8Row format; false: an index is out of [-rows, rows).
+bool gather_rows(const Format& format, const void* packed, int64_t rows, int64_t dim, const int64_t* indices,
+                 int64_t count, float* out, const ParallelFor& pool);
+
+// y = act(x), elementwise; not kSwiglu.
+void apply_activation(Activation act, const float* x, int64_t n, float* y);
+
+// ---- The table, for listings, tests and benchmarks ----
+
+struct KernelInfo {
+  const char *name, *op;
+  const char* family;  // packed family, "" where the op takes none
+  uint32_t features;
+  int mr, nr;
+  int64_t max_m;  // 0: any
+  int priority;
+  bool available;  // this CPU can run it
+};
+int kernel_count();
+KernelInfo kernel_info(int index);
+const char* family_name(Family family);
+
+}  // namespace edgec::kernels

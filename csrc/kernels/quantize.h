@@ -1,0 +1,118 @@
+// Weights to groups of 4 or 8 bits. For each candidate (step, zero) of a group: round, then the step that is best for those integers
+// in closed form (weighted least squares); the candidate with the least weighted squared error wins. The final integers are
+// rounded again with the step as f16 stores it.
+
+constexpr int kMaxGroupVectors = 16;  // groups above 128 take the max, without a search
+
+struct GroupFit {
+  f32x8 w[kMaxGroupVectors], h[kMaxGroupVectors];  // weights and importances, 0 beyond the group's end
+  int vectors;
+  float error;  // what is gained over rounding everything to 0: larger is better
+  float step;
+  int zero;
+};
+
+EDGEC_INLINE f32x8 clamp(f32x8 v, float low, float high) {
+  v = v < low ? splat(low) : v;
+  return v > high ? splat(high) : v;
+}
+
+// Tries integers clamp(round(w / step), low - zero, high - zero).
+EDGEC_INLINE void try_candidate(GroupFit* g, float inverse, int zero, float low, float high) {
+  f32x8 wq = splat(0.0f), qq = splat(0.0f);
+  const float from = low - static_cast<float>(zero), to = high - static_cast<float>(zero);
+  for (int i = 0; i < g->vectors; ++i) {
+    const f32x8 q = to_float(round_even(clamp(g->w[i] * inverse, from, to)));
+    const f32x8 hq = g->h[i] * q;
+    wq += hq * g->w[i];
+    qq += hq * q;
+  }
+  const float a = sum(wq), b = sum(qq);
+  // Error = sum h w^2 - a^2 / b at step a / b.
+  if (b > 0.0f && a * a > g->error * b) {
+    g->error = a * a / b;
+    g->step = a / b;
+    g->zero = zero;
+  }
+}
+
+static void quantize_group(const QuantizeArgs& args, const float* w, const float* importance, int64_t count, int8_t* q,
+                           uint16_t* scale, uint8_t* zero_out) {
+  const int levels = 1 << args.bits;
+  const float low = args.symmetric ? static_cast<float>(args.bits == 8 ? -127 : -levels / 2) : 0.0f;
+  const float high = static_cast<float>(args.symmetric ? levels / 2 - 1 : levels - 1);
+  float least = 0.0f, most = 0.0f;
+  for (int64_t i = 0; i < count; ++i) {
+    least = w[i] < least ? w[i] : least;
+    most = w[i] > most ? w[i] : most;
+  }
+  float step;
+  int zero = 0;
+  if (args.symmetric) {
+    // The side with the larger magnitude gets the longer half of the range.
+    const float top = -least > most ? least : most;
+    step = args.bits == 8 || !args.search ? (top < 0 ? -top : top) / high : top / low;
+  } else {
+    step = (most - least) / high;
+    zero = step > 0.0f ? static_cast<int>(-least / step + 0.5f) : 0;
+  }
+  if (args.search && step != 0.0f && count <= 8 * kMaxGroupVectors) {
+    GroupFit g;
+    g.vectors = static_cast<int>((count + 7) / 8);
+    g.error = 0.0f;
+    g.step = step;
+    g.zero = zero;
+    const float unit = 1.0f / step;  // keeps squares of tiny and huge weights within float
+    for (int i = 0; i < g.vectors; ++i) {
+      g.w[i] = load_n(w + 8 * i, count - 8 * i) * unit;
+      g.h[i] = importance ? load_n(importance + 8 * i, count - 8 * i) : splat(1.0f);
+    }
+    if (args.symmetric && args.bits == 8) {
+      for (int i = 0; i <= 4; ++i) try_candidate(&g, 1.0f + 0.01f * static_cast<float>(i), 0, low, high);
+    } else if (args.symmetric) {
+      for (int i = -12; i <= 8; ++i) {
+        const float inverse = 1.0f + 0.04f * static_cast<float>(i);
+        try_candidate(&g, inverse, 0, low, high);
+        try_candidate(&g, -inverse, 0, low, high);
+      }
+    } else {
+      for (int i = -2; i <= 8; ++i) {
+        const float inverse = 1.0f + 0.05f * static_cast<float>(i);
+        for (int z = zero - 2; z <= zero + 2; ++z) {
+          if (z >= 0 && z <= static_cast<int>(high)) try_candidate(&g, inverse, z, low, high);
+        }
+      }
+      // Around the middle of the range as well, so that this is never worse than the symmetric grid.
+      const float span = -least > most ? -least : most;
+      for (int i = -12; i <= 8 && args.bits == 4; ++i) {
+        const float inverse = step / span * 8.0f * (1.0f + 0.04f * static_cast<float>(i));
+        try_candidate(&g, inverse, 7, low, high);
+        try_candidate(&g, inverse, 8, low, high);
+      }
+    }
+    step = step * g.step;
+    zero = g.zero;
+  }
+  *scale = float_to_half(step);
+  const float stored = half_to_float(*scale);
+  const float inverse = stored != 0.0f ? 1.0f / stored : 0.0f;
+  if (zero_out) *zero_out = static_cast<uint8_t>(zero);
+  const float from = low - static_cast<float>(zero), to = high - static_cast<float>(zero);
+  for (int64_t i = 0; i < count; i += 8) {
+    const i32x8 v = round_even(clamp(load_n(w + i, count - i) * inverse, from, to)) + zero;
+    for (int64_t j = 0; j < 8 && i + j < count; ++j) q[i + j] = static_cast<int8_t>(v[j]);
+  }
+}
+
+static void quantize_weights(const QuantizeArgs& args, int64_t row_begin, int64_t row_end) {
+  const int64_t group = args.group ? args.group : args.k;
+  const int64_t groups = group ? (args.k + group - 1) / group : 0;
+  for (int64_t r = row_begin; r < row_end; ++r) {
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t at = g * group, count = args.k - at < group ? args.k - at : group;
+      quantize_group(args, args.w + r * args.k + at, args.importance ? args.importance + at : nullptr, count,
+                     args.q + r * args.k + at, args.scale + r * groups + g,
+                     args.zero ? args.zero + r * groups + g : nullptr);
+    }
+  }
+}

@@ -1,0 +1,109 @@
+// Eight floats in GCC's vector extensions: one source for every instruction set. Included inside a namespace per ISA, and
+// everything is static, so that no file built with AVX2 can lend its code to one built without.
+
+typedef float f32x8 __attribute__((vector_size(32)));
+typedef int32_t i32x8 __attribute__((vector_size(32)));
+typedef float f32x8u __attribute__((vector_size(32), aligned(4), may_alias));
+typedef int32_t i32x8u __attribute__((vector_size(32), aligned(4), may_alias));
+typedef int8_t i8x8 __attribute__((vector_size(8)));
+typedef int8_t i8x8u __attribute__((vector_size(8), aligned(1), may_alias));
+
+#define EDGEC_INLINE static inline __attribute__((always_inline))
+
+EDGEC_INLINE f32x8 load(const float* p) { return *reinterpret_cast<const f32x8u*>(p); }
+EDGEC_INLINE void store(float* p, f32x8 v) { *reinterpret_cast<f32x8u*>(p) = v; }
+EDGEC_INLINE f32x8 splat(float v) { return f32x8{v, v, v, v, v, v, v, v}; }
+EDGEC_INLINE i32x8 splat_i(int32_t v) { return i32x8{v, v, v, v, v, v, v, v}; }
+EDGEC_INLINE i32x8 bits(f32x8 v) { return reinterpret_cast<i32x8>(v); }
+EDGEC_INLINE f32x8 from_bits(i32x8 v) { return reinterpret_cast<f32x8>(v); }
+EDGEC_INLINE f32x8 to_float(i32x8 v) { return __builtin_convertvector(v, f32x8); }
+EDGEC_INLINE f32x8 choose(i32x8 mask, f32x8 a, f32x8 b) { return from_bits((bits(a) & mask) | (bits(b) & ~mask)); }
+EDGEC_INLINE f32x8 vmax(f32x8 a, f32x8 b) { return a > b ? a : b; }
+EDGEC_INLINE f32x8 vmin(f32x8 a, f32x8 b) { return a < b ? a : b; }
+EDGEC_INLINE f32x8 vabs(f32x8 v) { return from_bits(bits(v) & 0x7fffffff); }
+EDGEC_INLINE float sum(f32x8 v) { return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7])); }
+EDGEC_INLINE float max_lane(f32x8 v) {
+  float m = v[0];
+  for (int i = 1; i < 8; ++i) m = v[i] > m ? v[i] : m;
+  return m;
+}
+// The first n lanes from memory, the others 0.
+EDGEC_INLINE f32x8 load_n(const float* p, int64_t n) {
+  if (n >= 8) return load(p);
+  float t[8] = {};
+  for (int64_t i = 0; i < n; ++i) t[i] = p[i];
+  return load(t);
+}
+EDGEC_INLINE void store_n(float* p, f32x8 v, int64_t n) {
+  if (n >= 8) return store(p, v);
+  float t[8];
+  store(t, v);
+  for (int64_t i = 0; i < n; ++i) p[i] = t[i];
+}
+// To the nearest integer, ties to even, for |v| < 2^22. Never contracted into an FMA: every ISA gives the same integers.
+EDGEC_INLINE i32x8 round_even(f32x8 v) {
+#if defined(__AVX2__)
+  return reinterpret_cast<i32x8>(_mm256_cvtps_epi32(v));
+#elif defined(__aarch64__)
+  struct {
+    float32x4_t low, high;
+  } f;
+  __builtin_memcpy(&f, &v, 32);
+  struct {
+    int32x4_t low, high;
+  } n = {vcvtnq_s32_f32(f.low), vcvtnq_s32_f32(f.high)};
+  i32x8 r;
+  __builtin_memcpy(&r, &n, 32);
+  return r;
+#else
+  return bits(v + 12582912.0f) - 0x4b400000;
+#endif
+}
+
+EDGEC_INLINE float half_to_float(uint16_t h) {
+#if defined(__F16C__)
+  return _cvtsh_ss(h);
+#else
+  const uint32_t sign = uint32_t(h & 0x8000) << 16, exponent = h >> 10 & 31, fraction = h & 1023;
+  uint32_t u;
+  if (exponent == 31) {
+    u = sign | 0x7f800000 | fraction << 13;
+  } else if (exponent) {
+    u = sign | (exponent + 112) << 23 | fraction << 13;
+  } else {
+    const float f = static_cast<float>(fraction) * 5.9604644775390625e-8f;  // 2^-24
+    __builtin_memcpy(&u, &f, 4);
+    u |= sign;
+  }
+  float f;
+  __builtin_memcpy(&f, &u, 4);
+  return f;
+#endif
+}
+
+// Ties to even; overflow gives infinity.
+EDGEC_INLINE uint16_t float_to_half(float f) {
+#if defined(__F16C__)
+  return _cvtss_sh(f, 0);
+#else
+  uint32_t u;
+  __builtin_memcpy(&u, &f, 4);
+  const uint16_t sign = u >> 16 & 0x8000;
+  u &= 0x7fffffff;
+  if (u > 0x7f800000) return sign | 0x7e00;
+  if (u >= 0x477ff000) return sign | 0x7c00;
+  if (u < 0x38800000) {  // subnormal half: let the FPU round at 2^-24
+    float a;
+    __builtin_memcpy(&a, &u, 4);
+    a += 0.5f;
+    __builtin_memcpy(&u, &a, 4);
+    return sign | static_cast<uint16_t>(u - 0x3f000000);
+  }
+  return sign | static_cast<uint16_t>((u - 0x38000000 + 0xfff + (u >> 13 & 1)) >> 13);
+#endif
+}
+EDGEC_INLINE uint16_t load_u16(const uint8_t* p) {
+  uint16_t v;
+  __builtin_memcpy(&v, p, 2);
+  return v;
+}

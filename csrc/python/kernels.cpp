@@ -1,0 +1,358 @@
+// The kernels for Python: thin, zero copy, shapes checked here (sizes in bytes as well), so that no call can go out of bounds.
+#include "kernels/kernels.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/cpu_features.h"
+#include "runtime/thread_pool.h"
+
+namespace py = pybind11;
+namespace ek = edgec::kernels;
+
+namespace {
+
+using Floats = py::array_t<float, py::array::forcecast>;
+using Bytes = py::array_t<uint8_t, py::array::c_style>;
+
+void require(bool ok, const std::string& reason) {
+  if (!ok) throw py::value_error(reason);
+}
+
+const ek::Format& format_of(const std::string& name) {
+  const ek::Format* format = ek::find_format(name);
+  require(format != nullptr, "unknown packed format '" + name + "'");
+  return *format;
+}
+
+int64_t groups_of(const ek::Format& format, int64_t k) {
+  const int64_t group = format.group ? format.group : std::max<int64_t>(k, 1);
+  return (k + group - 1) / group;
+}
+
+struct Lent {
+  explicit Lent(int threads) {
+    require(threads >= 1 && threads <= 256, "threads must be 1 to 256");
+    pool = edgec::ThreadPool::get(threads);
+    lend.context = pool.get();
+    lend.workers = pool->threads();
+    lend.run = [](void* context, int64_t n, int64_t grain, void* body_context, ek::ParallelFor::Body body) {
+      static_cast<edgec::ThreadPool*>(context)->parallel_for(
+          n, grain, [=](int64_t begin, int64_t end, int worker) { body(body_context, begin, end, worker); });
+    };
+  }
+  std::shared_ptr<edgec::ThreadPool> pool;
+  ek::ParallelFor lend;
+};
+
+// Row stride of a [rows, columns] float array whose columns are contiguous.
+int64_t row_stride(const Floats& array, int64_t columns, const char* name) {
+  require(array.ndim() == 2, std::string(name) + " must have two axes");
+  require(columns <= 1 || array.strides(1) == sizeof(float), std::string(name) + "'s columns must be contiguous");
+  require(array.strides(0) % static_cast<int64_t>(sizeof(float)) == 0, std::string(name) + " is misaligned");
+  return array.strides(0) / static_cast<int64_t>(sizeof(float));
+}
+
+py::tuple quantize(const py::array_t<float, py::array::c_style | py::array::forcecast>& w, int bits, int group,
+                   bool symmetric, bool search, const py::object& importance, int threads) {
+  require(w.ndim() == 2, "w must be [N, K]");
+  require(bits == 4 || bits == 8, "bits must be 4 or 8");
+  require(group >= 0, "group must not be negative");
+  require(symmetric || bits == 4, "asymmetric quantization is for 4 bits");
+  const int64_t n = w.shape(0), k = w.shape(1), size = group ? group : std::max<int64_t>(k, 1);
+  const int64_t groups = (k + size - 1) / size;
+  py::array_t<float, py::array::c_style | py::array::forcecast> h;
+  if (!importance.is_none()) {
+    h = importance;
+    require(h.ndim() == 1 && h.shape(0) == k, "importance must be [K]");
+  }
+  const py::dtype half("float16");
+  py::array q(symmetric ? py::dtype::of<int8_t>() : py::dtype::of<uint8_t>(), std::vector<py::ssize_t>{n, k});
+  py::array scale(half, std::vector<py::ssize_t>{n, groups});
+  py::object zero = py::none();
+  ek::QuantizeArgs args{w.data(), n, k, bits, group, symmetric, search, h.size() ? h.data() : nullptr,
+                        static_cast<int8_t*>(q.mutable_data()), static_cast<uint16_t*>(scale.mutable_data()), nullptr};
+  if (!symmetric) {
+    py::array_t<uint8_t> z(std::vector<py::ssize_t>{n, groups});
+    args.zero = z.mutable_data();
+    zero = std::move(z);
+  }
+  const Lent pool(threads);
+  {
+    py::gil_scoped_release release;
+    ek::parallel(pool.lend, n, 1 + 4096 / (1 + k), [&](int64_t begin, int64_t end, int) { ek::quantize_rows(args, begin, end); });
+  }
+  return py::make_tuple(q, scale, zero);
+}
+
+Bytes pack(const std::string& name, const py::array& q, const py::object& scale, const py::object& zero, int threads) {
+  const ek::Format& format = format_of(name);
+  const bool f32 = format.family == ek::Family::kF32N16;
+  const char kind = f32 ? 'f' : format.symmetric ? 'i' : 'u';
+  require(q.ndim() == 2 && q.dtype().kind() == kind && q.dtype().itemsize() == (f32 ? 4 : 1),
+          "q must be [N, K] of " + std::string(f32 ? "float32" : format.symmetric ? "int8" : "uint8"));
+  require((q.flags() & py::array::c_style) != 0, "q must be contiguous");
+  const int64_t n = q.shape(0), k = q.shape(1), groups = groups_of(format, k);
+  py::array_t<uint16_t, py::array::c_style> s;
+  py::array_t<uint8_t, py::array::c_style | py::array::forcecast> z;
+  if (!f32) {
+    py::array given = py::array::ensure(scale);
+    require(given && given.dtype().kind() == 'f' && given.dtype().itemsize() == 2 && given.ndim() == 2 &&
+                given.shape(0) == n && given.shape(1) == groups,
+            "scale must be float16 [N, groups]");
+    s = given.view("uint16");
+    if (!format.symmetric) {
+      require(!zero.is_none(), "this format needs zero points");
+      z = zero;
+      require(z.ndim() == 2 && z.shape(0) == n && z.shape(1) == groups, "zero must be [N, groups]");
+    }
+  }
+  Bytes out(static_cast<py::ssize_t>(ek::packed_nbytes(format, n, k)));
+  const Lent pool(threads);
+  const void* from = q.data();
+  void* to = out.mutable_data();
+  const uint16_t* scales = f32 ? nullptr : s.data();
+  const uint8_t* zeros = z.size() ? z.data() : nullptr;
+  {
+    py::gil_scoped_release release;
+    ek::parallel(pool.lend, ek::panels(n), 1 + 65536 / (1 + k * ek::kPanel), [&](int64_t begin, int64_t end, int) {
+      ek::pack_panels(format, from, scales, zeros, n, k, begin, end, to);
+    });
+  }
+  return out;
+}
+
+void check_packed(const ek::Format& format, const Bytes& packed, int64_t n, int64_t k) {
+  require(n >= 0 && k >= 0 && n < (int64_t{1} << 40) && k < (int64_t{1} << 40), "n and k must not be negative");
+  const size_t want = ek::packed_nbytes(format, n, k);
+  require(static_cast<size_t>(packed.size()) == want, "packed holds " + std::to_string(packed.size()) +
+                                                         " bytes, the format needs " + std::to_string(want));
+}
+
+py::tuple unpack(const std::string& name, const Bytes& packed, int64_t n, int64_t k, int threads) {
+  const ek::Format& format = format_of(name);
+  check_packed(format, packed, n, k);
+  const bool f32 = format.family == ek::Family::kF32N16;
+  const std::vector<py::ssize_t> shape{n, groups_of(format, k)};
+  py::array q(f32 ? py::dtype::of<float>() : format.symmetric ? py::dtype::of<int8_t>() : py::dtype::of<uint8_t>(),
+              std::vector<py::ssize_t>{n, k});
+  py::object scale = py::none(), zero = py::none();
+  uint16_t* scales = nullptr;
+  uint8_t* zeros = nullptr;
+  if (!f32) {
+    py::array s(py::dtype("float16"), shape);
+    scales = static_cast<uint16_t*>(s.mutable_data());
+    scale = std::move(s);
+  }
+  if (!format.symmetric) {
+    py::array_t<uint8_t> z(shape);
+    zeros = z.mutable_data();
+    zero = std::move(z);
+  }
+  const Lent pool(threads);
+  const void* from = packed.data();
+  void* to = q.mutable_data();
+  {
+    py::gil_scoped_release release;
+    ek::parallel(pool.lend, ek::panels(n), 1 + 65536 / (1 + k * ek::kPanel), [&](int64_t begin, int64_t end, int) {
+      ek::unpack_panels(format, from, n, k, begin, end, to, scales, zeros);
+    });
+  }
+  return py::make_tuple(q, scale, zero);
+}
+
+ek::Activation activation_of(const std::string& name) {
+  static const std::map<std::string, ek::Activation> names = {
+      {"none", ek::Activation::kNone},   {"relu", ek::Activation::kRelu}, {"gelu", ek::Activation::kGelu},
+      {"gelu_tanh", ek::Activation::kGeluTanh}, {"silu", ek::Activation::kSilu}, {"tanh", ek::Activation::kTanh},
+      {"sigmoid", ek::Activation::kSigmoid},    {"swiglu", ek::Activation::kSwiglu}};
+  const auto it = names.find(name);
+  require(it != names.end(), "unknown activation '" + name + "'");
+  return it->second;
+}
+
+void gemm(const Floats& x, const Bytes& packed, const std::string& name, int64_t n, int64_t k, Floats& out,
+          const py::object& bias, const std::string& act, const py::object& residual, int threads,
+          const std::string& kernel_name) {
+  const ek::Format& format = format_of(name);
+  require(format.family != ek::Family::kS8Row, "'" + name + "' is a table format: use gather");
+  check_packed(format, packed, n, k);
+  ek::LinearArgs args;
+  args.format = &format;
+  args.packed = packed.data();
+  args.n = n, args.k = k;
+  require(x.ndim() == 2 && x.shape(1) == k, "x must be [M, K]");
+  args.m = x.shape(0);
+  args.x = x.data(), args.ldx = row_stride(x, k, "x");
+  args.act = activation_of(act);
+  const int64_t columns = args.act == ek::Activation::kSwiglu ? n / 2 : n;
+  require(args.act != ek::Activation::kSwiglu || n % ek::kPanel == 0, "swiglu needs N divisible by 16");
+  require(out.ndim() == 2 && out.shape(0) == args.m && out.shape(1) == columns, "out must be [M, N]");
+  args.y = out.mutable_data(), args.ldy = row_stride(out, columns, "out");
+  Floats b, r;
+  if (!bias.is_none()) {
+    b = py::array_t<float, py::array::c_style | py::array::forcecast>(bias);
+    require(b.ndim() == 1 && b.shape(0) == n, "bias must be [N]");
+    args.bias = b.data();
+  }
+  if (!residual.is_none()) {
+    r = residual;
+    require(r.ndim() == 2 && r.shape(0) == args.m && r.shape(1) == columns, "residual must have out's shape");
+    args.residual = r.data(), args.ldr = row_stride(r, columns, "residual");
+  }
+  const ek::LinearKernel* kernel = ek::select_linear(format, args.m, kernel_name);
+  require(kernel != nullptr, "no kernel '" + kernel_name + "' for " + name + " on this CPU");
+  const Lent pool(threads);
+  const std::unique_ptr<uint8_t[]> scratch(new uint8_t[ek::linear_scratch_bytes(format, args.m, k)]);
+  py::gil_scoped_release release;
+  ek::linear(args, pool.lend, scratch.get(), kernel);
+}
+
+int64_t stride_of(const Floats& a, int axis) { return a.strides(axis) / static_cast<int64_t>(sizeof(float)); }
+
+void matmul(const Floats& a, const Floats& b, Floats& out, float alpha, int threads) {
+  const int rank = static_cast<int>(out.ndim());
+  require(rank >= 2 && a.ndim() == rank && b.ndim() == rank && rank - 2 <= ek::kMaxBatchRank,
+          "a, b and out must have the same rank, 2 to 8");
+  ek::MatmulArgs args;
+  args.m = a.shape(rank - 2), args.k = a.shape(rank - 1), args.n = b.shape(rank - 1);
+  require(b.shape(rank - 2) == args.k && out.shape(rank - 2) == args.m && out.shape(rank - 1) == args.n,
+          "a is [.., M, K], b [.., K, N], out [.., M, N]");
+  require(args.n <= 1 || stride_of(out, rank - 1) == 1, "out's columns must be contiguous");
+  args.batch_rank = rank - 2;
+  for (int i = 0; i < rank - 2; ++i) {
+    args.batch[i] = out.shape(i);
+    require((a.shape(i) == out.shape(i) || a.shape(i) == 1) && (b.shape(i) == out.shape(i) || b.shape(i) == 1),
+            "batch axes do not broadcast");
+    args.a_batch[i] = a.shape(i) == 1 ? 0 : stride_of(a, i);
+    args.b_batch[i] = b.shape(i) == 1 ? 0 : stride_of(b, i);
+    args.y_batch[i] = stride_of(out, i);
+  }
+  args.a = a.data(), args.b = b.data(), args.y = out.mutable_data();
+  args.a_m = stride_of(a, rank - 2), args.a_k = stride_of(a, rank - 1);
+  args.b_k = stride_of(b, rank - 2), args.b_n = stride_of(b, rank - 1), args.y_m = stride_of(out, rank - 2);
+  args.alpha = alpha;
+  const Lent pool(threads);
+  const std::unique_ptr<uint8_t[]> scratch(new uint8_t[ek::matmul_scratch_bytes(args, pool.lend.workers)]);
+  py::gil_scoped_release release;
+  ek::matmul_f32(args, pool.lend, scratch.get());
+}
+
+void attention(const Floats& q, const Floats& k, const Floats& v, const py::object& mask, Floats& out, float scale,
+               float softcap, bool causal, int64_t causal_offset, int threads) {
+  require(q.ndim() == 4 && k.ndim() == 4 && v.ndim() == 4 && out.ndim() == 4, "q, k, v and out are [B, H, S, D]");
+  ek::AttentionArgs args;
+  args.batch = q.shape(0), args.heads = q.shape(1), args.q_len = q.shape(2), args.dim = q.shape(3);
+  args.kv_heads = k.shape(1), args.kv_len = k.shape(2), args.v_dim = v.shape(3);
+  require(k.shape(0) == args.batch && v.shape(0) == args.batch && v.shape(1) == args.kv_heads &&
+              v.shape(2) == args.kv_len && k.shape(3) == args.dim,
+          "k and v do not fit q");
+  require(args.kv_heads > 0 && args.heads % args.kv_heads == 0, "heads must be a multiple of the kv heads");
+  require(out.shape(0) == args.batch && out.shape(1) == args.heads && out.shape(2) == args.q_len &&
+              out.shape(3) == args.v_dim,
+          "out must be [B, H, Sq, Dv]");
+  const auto strides = [](const Floats& a, int64_t to[3], const char* name) {
+    require(a.shape(3) <= 1 || stride_of(a, 3) == 1, std::string(name) + "'s last axis must be contiguous");
+    for (int i = 0; i < 3; ++i) to[i] = stride_of(a, i);
+  };
+  strides(q, args.q_stride, "q"), strides(k, args.k_stride, "k"), strides(v, args.v_stride, "v");
+  strides(out, args.out_stride, "out");
+  args.q = q.data(), args.k = k.data(), args.v = v.data(), args.out = out.mutable_data();
+  Floats m;
+  if (!mask.is_none()) {
+    m = mask;
+    const int64_t want[4] = {args.batch, args.heads, args.q_len, args.kv_len};
+    require(m.ndim() == 4, "mask must have four axes");
+    for (int i = 0; i < 4; ++i) {
+      require(m.shape(i) == want[i] || m.shape(i) == 1, "mask does not broadcast to [B, H, Sq, Skv]");
+      args.mask_stride[i] = m.shape(i) == 1 ? 0 : stride_of(m, i);
+    }
+    args.mask = m.data();
+  }
+  args.scale = scale, args.softcap = softcap, args.causal = causal, args.causal_offset = causal_offset;
+  const Lent pool(threads);
+  const std::unique_ptr<uint8_t[]> scratch(new uint8_t[ek::attention_scratch_bytes(args, pool.lend.workers)]);
+  py::gil_scoped_release release;
+  ek::attention_f32(args, pool.lend, scratch.get());
+}
+
+void gather(const std::string& name, const Bytes& packed, int64_t rows, int64_t dim,
+            const py::array_t<int64_t, py::array::c_style>& indices, py::array_t<float, py::array::c_style>& out,
+            int threads) {
+  const ek::Format& format = format_of(name);
+  require(format.family == ek::Family::kS8Row, "'" + name + "' is not a table format");
+  check_packed(format, packed, rows, dim);
+  require(out.size() == indices.size() * dim, "out must be [*indices.shape, dim]");
+  const Lent pool(threads);
+  bool ok;
+  {
+    py::gil_scoped_release release;
+    ok = ek::gather_rows(format, packed.data(), rows, dim, indices.data(), indices.size(), out.mutable_data(), pool.lend);
+  }
+  if (!ok) throw py::index_error("an index is out of range for " + std::to_string(rows) + " rows");
+}
+
+py::list list_kernels() {
+  py::list all;
+  for (int i = 0; i < ek::kernel_count(); ++i) {
+    const ek::KernelInfo info = ek::kernel_info(i);
+    py::list features;
+    for (uint32_t bit = 1; bit; bit <<= 1) {
+      if (info.features & bit) features.append(ek::feature_name(bit));
+    }
+    all.append(py::dict(py::arg("name") = info.name, py::arg("op") = info.op, py::arg("family") = info.family,
+                        py::arg("features") = features, py::arg("mr") = info.mr, py::arg("nr") = info.nr,
+                        py::arg("max_m") = info.max_m, py::arg("priority") = info.priority,
+                        py::arg("available") = info.available));
+  }
+  return all;
+}
+
+py::list list_formats() {
+  py::list all;
+  int count = 0;
+  const ek::Format* f = ek::formats(&count);
+  for (int i = 0; i < count; ++i, ++f) {
+    all.append(py::dict(py::arg("name") = f->name, py::arg("family") = ek::family_name(f->family),
+                        py::arg("bits") = f->bits, py::arg("group") = f->group, py::arg("symmetric") = f->symmetric,
+                        py::arg("bits_per_weight") = f->bits_per_weight));
+  }
+  return all;
+}
+
+}  // namespace
+
+void bind_kernels(py::module_& module) {
+  py::module_ m = module.def_submodule("kernels", "Kernels and packed formats; edgec.kernels is the front.");
+  m.def("quantize", &quantize);
+  m.def("pack", &pack);
+  m.def("unpack", &unpack);
+  m.def("packed_nbytes", [](const std::string& name, int64_t n, int64_t k) {
+    require(n >= 0 && k >= 0, "n and k must not be negative");
+    return ek::packed_nbytes(format_of(name), n, k);
+  });
+  m.def("gemm", &gemm, py::arg("x").noconvert(), py::arg("packed").noconvert(), py::arg("format"), py::arg("n"),
+        py::arg("k"), py::arg("out").noconvert(), py::arg("bias"), py::arg("act"), py::arg("residual"),
+        py::arg("threads"), py::arg("kernel"));
+  m.def("matmul", &matmul, py::arg("a").noconvert(), py::arg("b").noconvert(), py::arg("out").noconvert(),
+        py::arg("alpha"), py::arg("threads"));
+  m.def("attention", &attention, py::arg("q").noconvert(), py::arg("k").noconvert(), py::arg("v").noconvert(),
+        py::arg("mask"), py::arg("out").noconvert(), py::arg("scale"), py::arg("softcap"), py::arg("causal"),
+        py::arg("causal_offset"), py::arg("threads"));
+  m.def("gather", &gather, py::arg("format"), py::arg("packed").noconvert(), py::arg("rows"), py::arg("dim"),
+        py::arg("indices"), py::arg("out").noconvert(), py::arg("threads"));
+  m.def("activate", [](const std::string& act, const py::array_t<float, py::array::c_style | py::array::forcecast>& x) {
+    py::array_t<float> y(std::vector<py::ssize_t>(x.shape(), x.shape() + x.ndim()));
+    ek::apply_activation(activation_of(act), x.data(), x.size(), y.mutable_data());
+    return y;
+  });
+  m.def("list", &list_kernels);
+  m.def("formats", &list_formats);
+}

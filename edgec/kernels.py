@@ -1,0 +1,198 @@
+"""The kernels and packed formats from Python: anyone can test or time one.
+
+A weight is [N, K]: `linear` computes act(x @ W.T + bias) + residual. `docs/kernels.md` describes formats and kernels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from edgec import _core
+from edgec.errors import EdgecError
+
+_k = _core.kernels
+
+ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "swiglu")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One entry of the kernel table. `max_m` 0: any M. `available`: this CPU has the features."""
+
+    name: str
+    op: str
+    family: str
+    features: tuple[str, ...]
+    mr: int
+    nr: int
+    max_m: int
+    priority: int
+    available: bool
+
+
+@dataclass(frozen=True)
+class Format:
+    """A packed format. `group` 0: one scale for a whole row. `op`: what takes it, "linear" or "gather"."""
+
+    name: str
+    family: str
+    bits: int
+    group: int
+    symmetric: bool
+    bits_per_weight: float
+
+    @property
+    def op(self) -> str:
+        return "gather" if self.family.endswith("row") else "linear"
+
+    def targets(self) -> tuple[str, ...]:
+        """Instruction sets that have a kernel of their own for it."""
+        return tuple(sorted({k.name.rsplit("_", 1)[1] for k in list() if k.family == self.family or k.op == self.op == "gather"}))
+
+
+@cache
+def list() -> tuple[Kernel, ...]:
+    """The whole kernel table, kernels of other CPUs' features included."""
+    return tuple(Kernel(**{**entry, "features": tuple(entry["features"])}) for entry in _k.list())
+
+
+@cache
+def formats() -> dict[str, Format]:
+    """Every packed format by name."""
+    return {entry["name"]: Format(**entry) for entry in _k.formats()}
+
+
+def _call(where: str, function, *args):
+    try:
+        return function(*args)
+    except (ValueError, IndexError, TypeError) as e:
+        reason = str(e) if not isinstance(e, TypeError) else "an argument has the wrong dtype or is not an array"
+        raise EdgecError("EC1605", reason, where=f"kernels.{where}") from e
+
+
+def format_name(bits: int = 4, group: int = 32, symmetric: bool = True, op: str = "linear") -> str:
+    """Name of the packed format for an encoding, e.g. "s4g32n16k4". bits 32: fp32 panels.
+
+    Raises EC1001 if there is none.
+    """
+    for f in formats().values():
+        if (f.bits, f.op) == (bits, op) and (bits == 32 or (f.group, f.symmetric) == (group, symmetric)):
+            return f.name
+    raise EdgecError("EC1001", f"no packed format has {bits} bits, group {group}, symmetric {symmetric}", where=op)
+
+
+def quantize(
+    w: np.ndarray,
+    bits: int = 4,
+    group: int = 32,
+    symmetric: bool = True,
+    search: bool = True,
+    importance: np.ndarray | None = None,
+    threads: int = 1,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Quantizes w [N, K] float32 per group along K: (q [N, K], scale float16 [N, groups], zero uint8 [N, groups] or None).
+
+    Value: (q - zero) * scale; q is int8 when symmetric (-8..7, or -127..127 for 8 bits; a 4-bit scale may be negative), uint8
+    otherwise. group 0: one group for the row. search: minimise the squared error, weighted by importance [K], over scale and zero;
+    otherwise plain rounding with max/8 (symmetric: signed maximum at -8 only under search, else max/7) or (max-min)/15.
+    """
+    return _call("quantize", _k.quantize, w, bits, group, symmetric, search, importance, threads)
+
+
+def dequantize(q: np.ndarray, scale: np.ndarray, zero: np.ndarray | None = None, group: int = 32) -> np.ndarray:
+    """float32 [N, K] of what `quantize` returned."""
+    k = q.shape[1]
+    index = np.arange(k) // (group or max(k, 1))
+    value = q.astype(np.float32)
+    if zero is not None:
+        value -= zero[:, index]
+    return value * scale.astype(np.float32)[:, index]
+
+
+def packed_nbytes(format: str, n: int, k: int) -> int:
+    """Bytes of a packed [n, k] weight."""
+    return _call("packed_nbytes", _k.packed_nbytes, format, n, k)
+
+
+def pack(format: str, q: np.ndarray, scale: np.ndarray | None = None, zero: np.ndarray | None = None, threads: int = 1) -> np.ndarray:
+    """uint8 bytes of `format`. q [N, K]: int8, uint8 (asymmetric) or float32; scale float16 [N, groups]; zero uint8 [N, groups]."""
+    return _call("pack", _k.pack, format, np.ascontiguousarray(q), scale, zero, threads)
+
+
+def unpack(format: str, packed: np.ndarray, n: int, k: int, threads: int = 1):
+    """Inverse of `pack`: (q, scale or None, zero or None)."""
+    return _call("unpack", _k.unpack, format, packed, n, k, threads)
+
+
+def gemm(
+    x: np.ndarray,
+    packed: np.ndarray,
+    format: str,
+    n: int,
+    k: int,
+    bias: np.ndarray | None = None,
+    act: str = "none",
+    residual: np.ndarray | None = None,
+    threads: int = 1,
+    kernel: str | None = None,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """act(x @ W.T + bias) + residual for x float32 [M, K] with contiguous rows; no copies. kernel: force one by name.
+
+    act "swiglu": W's rows come in panels of 16, 8 gates then the 8 rows they multiply; the result is [M, N / 2].
+    A row with NaN or infinity gives NaN outputs in the quantized formats.
+    """
+    if out is None:
+        out = np.empty((x.shape[0], n // 2 if act == "swiglu" else n), np.float32)
+    _call("gemm", _k.gemm, x, packed, format, n, k, out, bias, act, residual, threads, kernel or "")
+    return out
+
+
+def matmul(a: np.ndarray, b: np.ndarray, alpha: float = 1.0, threads: int = 1, out: np.ndarray | None = None) -> np.ndarray:
+    """alpha * a @ b of float32 [.., M, K] and [.., K, N], any strides, batch axes broadcast."""
+    rank = max(a.ndim, b.ndim)
+    a, b = a.reshape((1,) * (rank - a.ndim) + a.shape), b.reshape((1,) * (rank - b.ndim) + b.shape)
+    if out is None:
+        out = np.empty((*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]), np.float32)
+    _call("matmul", _k.matmul, a, b, out, alpha, threads)
+    return out
+
+
+def attention(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    mask: np.ndarray | None = None,
+    scale: float | None = None,
+    causal: bool = False,
+    causal_offset: int = 0,
+    softcap: float = 0.0,
+    threads: int = 1,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """softmax(scale * q k^T + mask) v: q [B, H, Sq, D], k [B, Hkv, Skv, D], v [B, Hkv, Skv, Dv], float32, Hkv divides H.
+
+    mask: additive, four axes that broadcast. causal: row i sees j <= i + causal_offset. A row that sees nothing is NaN.
+    scale: default 1 / sqrt(D). out may have any strides with a contiguous last axis.
+    """
+    if out is None:
+        out = np.empty((*q.shape[:3], v.shape[3]), np.float32)
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    _call("attention", _k.attention, q, k, v, mask, out, scale, softcap, causal, causal_offset, threads)
+    return out
+
+
+def gather(format: str, packed: np.ndarray, rows: int, dim: int, indices: np.ndarray, threads: int = 1) -> np.ndarray:
+    """Dequantized rows of a packed table [rows, dim]: float32 [*indices.shape, dim]. Raises EC1605 for an index out of range."""
+    indices = np.ascontiguousarray(indices, np.int64)
+    out = np.empty((*indices.shape, dim), np.float32)
+    _call("gather", _k.gather, format, packed, rows, dim, indices, out, threads)
+    return out
+
+
+def activate(act: str, x: np.ndarray) -> np.ndarray:
+    """act(x) elementwise, as the epilogues compute it."""
+    return _call("activate", _k.activate, act, x)

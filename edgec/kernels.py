@@ -50,7 +50,9 @@ class Format:
 
     def targets(self) -> tuple[str, ...]:
         """Instruction sets that have a kernel of their own for it."""
-        return tuple(sorted({k.name.rsplit("_", 1)[1] for k in list() if k.family == self.family or k.op == self.op == "gather"}))
+        return tuple(
+            sorted({k.name.rsplit("_", 1)[1] for k in list() if k.family == self.family or k.op == self.op == "gather"})
+        )
 
 
 @cache
@@ -93,11 +95,11 @@ def quantize(
     importance: np.ndarray | None = None,
     threads: int = 1,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Quantizes w [N, K] float32 per group along K: (q [N, K], scale float16 [N, groups], zero uint8 [N, groups] or None).
+    """Quantizes w [N, K] float32 per group along K: q [N, K], scale float16 and zero uint8 (or None) [N, groups].
 
-    Value: (q - zero) * scale; q is int8 when symmetric (-8..7, or -127..127 for 8 bits; a 4-bit scale may be negative), uint8
-    otherwise. group 0: one group for the row. search: minimise the squared error, weighted by importance [K], over scale and zero;
-    otherwise plain rounding with max/8 (symmetric: signed maximum at -8 only under search, else max/7) or (max-min)/15.
+    Value: (q - zero) * scale. q is int8 when symmetric (-8..7, or -127..127 for 8 bits; a 4-bit scale may be negative),
+    uint8 otherwise. group 0: one group for the row. search: minimise the squared error, weighted by importance [K],
+    over scale and zero point; otherwise the scale is max|w| / 7 (or 127), asymmetric (max - min) / 15.
     """
     return _call("quantize", _k.quantize, w, bits, group, symmetric, search, importance, threads)
 
@@ -117,8 +119,10 @@ def packed_nbytes(format: str, n: int, k: int) -> int:
     return _call("packed_nbytes", _k.packed_nbytes, format, n, k)
 
 
-def pack(format: str, q: np.ndarray, scale: np.ndarray | None = None, zero: np.ndarray | None = None, threads: int = 1) -> np.ndarray:
-    """uint8 bytes of `format`. q [N, K]: int8, uint8 (asymmetric) or float32; scale float16 [N, groups]; zero uint8 [N, groups]."""
+def pack(
+    format: str, q: np.ndarray, scale: np.ndarray | None = None, zero: np.ndarray | None = None, threads: int = 1
+) -> np.ndarray:
+    """The bytes of `format`. q [N, K]: int8, uint8 (asymmetric) or float32; scale f16, zero uint8: [N, groups]."""
     return _call("pack", _k.pack, format, np.ascontiguousarray(q), scale, zero, threads)
 
 
@@ -151,7 +155,9 @@ def gemm(
     return out
 
 
-def matmul(a: np.ndarray, b: np.ndarray, alpha: float = 1.0, threads: int = 1, out: np.ndarray | None = None) -> np.ndarray:
+def matmul(
+    a: np.ndarray, b: np.ndarray, alpha: float = 1.0, threads: int = 1, out: np.ndarray | None = None
+) -> np.ndarray:
     """alpha * a @ b of float32 [.., M, K] and [.., K, N], any strides, batch axes broadcast."""
     rank = max(a.ndim, b.ndim)
     a, b = a.reshape((1,) * (rank - a.ndim) + a.shape), b.reshape((1,) * (rank - b.ndim) + b.shape)
@@ -173,7 +179,7 @@ def attention(
     threads: int = 1,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """softmax(scale * q k^T + mask) v: q [B, H, Sq, D], k [B, Hkv, Skv, D], v [B, Hkv, Skv, Dv], float32, Hkv divides H.
+    """softmax(scale * q k^T + mask) v of f32 q [B, H, Sq, D], k [B, Hkv, Skv, D], v [B, Hkv, Skv, Dv]; Hkv divides H.
 
     mask: additive, four axes that broadcast. causal: row i sees j <= i + causal_offset. A row that sees nothing is NaN.
     scale: default 1 / sqrt(D). out may have any strides with a contiguous last axis.
@@ -186,7 +192,10 @@ def attention(
 
 
 def gather(format: str, packed: np.ndarray, rows: int, dim: int, indices: np.ndarray, threads: int = 1) -> np.ndarray:
-    """Dequantized rows of a packed table [rows, dim]: float32 [*indices.shape, dim]. Raises EC1605 for an index out of range."""
+    """Dequantized rows of a packed table [rows, dim]: float32 [*indices.shape, dim].
+
+    Raises EC1605 for an index out of [-rows, rows).
+    """
     indices = np.ascontiguousarray(indices, np.int64)
     out = np.empty((*indices.shape, dim), np.float32)
     _call("gather", _k.gather, format, packed, rows, dim, indices, out, threads)

@@ -1,5 +1,5 @@
-// Attention with an online softmax. A unit of work is (batch, kv head, block of query rows); rows of all query heads that share
-// the kv head count as rows of one block, so that decoding with grouped heads reads K and V once.
+// Attention with an online softmax. A unit of work is (batch, kv head, block of query rows); rows of all query heads
+// that share the kv head count as rows of one block, so that decoding with grouped heads reads K and V once.
 
 constexpr int64_t kQBlock = 8 * kF32Rows, kKvBlock = 64;
 
@@ -13,8 +13,8 @@ static int64_t attention_floats(const AttentionArgs& a) {
 }
 
 // Scores of one row against kKvBlock keys, then their softmax terms in place; the row of the output is rescaled.
-static void softmax_row(const AttentionArgs& a, int64_t batch, int64_t head, int64_t position, int64_t kv, int64_t count,
-                        float* scores, float* out, float* peak, float* total) {
+static void softmax_row(const AttentionArgs& a, int64_t batch, int64_t head, int64_t position, int64_t kv,
+                        int64_t count, float* scores, float* out, float* peak, float* total) {
   if (a.softcap > 0.0f) {
     for (int64_t j = 0; j < count; j += 8) store(scores + j, a.softcap * vtanh(load(scores + j) * (1.0f / a.softcap)));
   }

@@ -17,8 +17,7 @@ namespace {
 constexpr struct {
   uint32_t bit;
   const char* name;
-} kNames[] = {{kAvx2, "avx2"}, {kFma, "fma"},         {kF16c, "f16c"},
-              {kNeon, "neon"}, {kDotprod, "dotprod"}, {kI8mm, "i8mm"}};
+} kNames[] = {{kAvx2, "avx2"}, {kFma, "fma"}, {kF16c, "f16c"}, {kNeon, "neon"}, {kDotprod, "dotprod"}, {kI8mm, "i8mm"}};
 
 uint32_t detect() {
   uint32_t bits = 0;

@@ -1,7 +1,7 @@
 // The store of a tile: bias, activation, residual; columns beyond n are not touched.
 // sums: [mr][kPanel] raw products. kSwiglu: columns 0..7 of a panel are gates, 8..15 what they multiply.
-static void store_tile(const LinearJob& job, int64_t row, int64_t mr, int64_t panel, const float* sums, int64_t col_begin,
-                       int64_t col_end) {
+static void store_tile(const LinearJob& job, int64_t row, int64_t mr, int64_t panel, const float* sums,
+                       int64_t col_begin, int64_t col_end) {
   const LinearArgs& a = job.args;
   const int64_t column = panel * kPanel;
   if (a.act == Activation::kSwiglu) {

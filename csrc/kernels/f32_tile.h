@@ -27,12 +27,18 @@ static void f32_rows(int64_t rows, const float* a, int64_t a_m, int64_t a_k, con
                      float* out, int64_t out_ld) {
   static_assert(kF32Rows == 4 || kF32Rows == 6);
   switch (rows) {
-    case 1: return f32_tile<1, kAdd>(a, a_m, a_k, b, b_k, depth, out, out_ld);
-    case 2: return f32_tile<2, kAdd>(a, a_m, a_k, b, b_k, depth, out, out_ld);
-    case 3: return f32_tile<3, kAdd>(a, a_m, a_k, b, b_k, depth, out, out_ld);
-    case 4: return f32_tile<4, kAdd>(a, a_m, a_k, b, b_k, depth, out, out_ld);
-    case 5: return f32_tile<kF32Rows == 6 ? 5 : 4, kAdd>(a, a_m, a_k, b, b_k, depth, out, out_ld);
-    default: return f32_tile<kF32Rows, kAdd>(a, a_m, a_k, b, b_k, depth, out, out_ld);
+    case 1:
+      return f32_tile<1, kAdd>(a, a_m, a_k, b, b_k, depth, out, out_ld);
+    case 2:
+      return f32_tile<2, kAdd>(a, a_m, a_k, b, b_k, depth, out, out_ld);
+    case 3:
+      return f32_tile<3, kAdd>(a, a_m, a_k, b, b_k, depth, out, out_ld);
+    case 4:
+      return f32_tile<4, kAdd>(a, a_m, a_k, b, b_k, depth, out, out_ld);
+    case 5:
+      return f32_tile<kF32Rows == 6 ? 5 : 4, kAdd>(a, a_m, a_k, b, b_k, depth, out, out_ld);
+    default:
+      return f32_tile<kF32Rows, kAdd>(a, a_m, a_k, b, b_k, depth, out, out_ld);
   }
 }
 

@@ -8,18 +8,15 @@ namespace edgec::kernels {
 namespace {
 
 constexpr double kScale = 16.0;
-#define EDGEC_GROUPS(prefix, suffix, family, bits, symmetric, extra)                                              \
-  {prefix "g32" suffix, Family::family, bits, 32, symmetric, bits + (kScale + extra) / 32},                       \
-      {prefix "g64" suffix, Family::family, bits, 64, symmetric, bits + (kScale + extra) / 64},                   \
+#define EDGEC_GROUPS(prefix, suffix, family, bits, symmetric, extra)                            \
+  {prefix "g32" suffix, Family::family, bits, 32, symmetric, bits + (kScale + extra) / 32},     \
+      {prefix "g64" suffix, Family::family, bits, 64, symmetric, bits + (kScale + extra) / 64}, \
       {prefix "g128" suffix, Family::family, bits, 128, symmetric, bits + (kScale + extra) / 128}
 
 constexpr Format kFormats[] = {
-    EDGEC_GROUPS("s4", "n16k4", kS4N16K4, 4, true, 0),
-    EDGEC_GROUPS("u4", "n16k4", kU4N16K4, 4, false, 4),
-    EDGEC_GROUPS("s8", "n16k4", kS8N16K4, 8, true, 0),
-    {"s8n16k4", Family::kS8N16K4, 8, 0, true, 8},
-    {"f32n16", Family::kF32N16, 32, 0, true, 32},
-    EDGEC_GROUPS("s8", "row", kS8Row, 8, true, 0),
+    EDGEC_GROUPS("s4", "n16k4", kS4N16K4, 4, true, 0), EDGEC_GROUPS("u4", "n16k4", kU4N16K4, 4, false, 4),
+    EDGEC_GROUPS("s8", "n16k4", kS8N16K4, 8, true, 0), {"s8n16k4", Family::kS8N16K4, 8, 0, true, 8},
+    {"f32n16", Family::kF32N16, 32, 0, true, 32},      EDGEC_GROUPS("s8", "row", kS8Row, 8, true, 0),
     {"s8row", Family::kS8Row, 8, 0, true, 8},
 };
 
@@ -48,7 +45,9 @@ struct Place {
   int64_t byte;
   int shift;
 };
-Place place4(int64_t c, int64_t k) { return {c / 8 * 128 + c % 8 * 4 + k / 8 * 32 + k % 4, static_cast<int>(k / 4 % 2 * 4)}; }
+Place place4(int64_t c, int64_t k) {
+  return {c / 8 * 128 + c % 8 * 4 + k / 8 * 32 + k % 4, static_cast<int>(k / 4 % 2 * 4)};
+}
 int64_t place8(int64_t c, int64_t k) { return c / 8 * 256 + c % 8 * 4 + k / 4 * 32 + k % 4; }
 
 // Calls f(header, group) for each group and g(data, block, group) for each block of a panel.

@@ -4,7 +4,8 @@ static void gather_s8row(const Format& format, const void* packed, int64_t rows,
   const int64_t group = format.group ? format.group : dim, groups = group ? (dim + group - 1) / group : 0;
   const int64_t row_bytes = 2 * groups + dim;
   for (int64_t i = begin; i < end; ++i) {
-    const uint8_t* scales = static_cast<const uint8_t*>(packed) + (indices[i] + (indices[i] < 0 ? rows : 0)) * row_bytes;
+    const uint8_t* scales =
+        static_cast<const uint8_t*>(packed) + (indices[i] + (indices[i] < 0 ? rows : 0)) * row_bytes;
     const int8_t* q = reinterpret_cast<const int8_t*>(scales + 2 * groups);
     float* to = out + i * dim;
     for (int64_t g = 0; g < groups; ++g) {

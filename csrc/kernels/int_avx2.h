@@ -1,13 +1,14 @@
-// int4 and int8 tiles for AVX2. int4: u4 x s8 maddubs, eight deep in int16. The sums of the activations times -8 or -zero start
-// the int16 lanes, so that a lane ends as a sum of 16 true products, within int16; wrapping on the way is harmless.
+// int4 and int8 tiles for AVX2. int4: u4 x s8 maddubs, eight deep in int16. The sums of the activations times -8 or
+// -zero start the int16 lanes, so that a lane ends as a sum of 16 true products, within int16; wrapping on the way is
+// harmless.
 
 // acc += maddubs(u, broadcast of the 4 bytes at a). One statement, so that no product is ever spilled.
-#define EDGEC_DOT_U4(acc, u, a)                                                     \
-  do {                                                                              \
-    __m256i t_;                                                                     \
+#define EDGEC_DOT_U4(acc, u, a)                                                                 \
+  do {                                                                                          \
+    __m256i t_;                                                                                 \
     __asm__("vpbroadcastd %[m], %[t]\n\tvpmaddubsw %[t], %[w], %[t]\n\tvpaddw %[t], %[s], %[s]" \
-            : [s] "+x"(acc), [t] "=&x"(t_)                                          \
-            : [w] "x"(u), [m] "m"(*reinterpret_cast<const char(*)[4]>(a)));         \
+            : [s] "+x"(acc), [t] "=&x"(t_)                                                      \
+            : [w] "x"(u), [m] "m"(*reinterpret_cast<const char (*)[4]>(a)));                    \
   } while (0)
 
 EDGEC_INLINE __m256i broadcast4(const uint8_t* p) {
@@ -98,10 +99,18 @@ static void linear_int4_rows(const LinearJob& job, int64_t tile_begin, int64_t t
       } else {
         for (int half = 0; half < 2; ++half) {
           switch (rows) {
-            case 3: int4_tile<kFamily, 3, 1>(a, b, half, nb, gb, sums); break;
-            case 4: int4_tile<kFamily, 4, 1>(a, b, half, nb, gb, sums); break;
-            case 5: int4_tile<kFamily, 5, 1>(a, b, half, nb, gb, sums); break;
-            default: int4_tile<kFamily, 6, 1>(a, b, half, nb, gb, sums); break;
+            case 3:
+              int4_tile<kFamily, 3, 1>(a, b, half, nb, gb, sums);
+              break;
+            case 4:
+              int4_tile<kFamily, 4, 1>(a, b, half, nb, gb, sums);
+              break;
+            case 5:
+              int4_tile<kFamily, 5, 1>(a, b, half, nb, gb, sums);
+              break;
+            default:
+              int4_tile<kFamily, 6, 1>(a, b, half, nb, gb, sums);
+              break;
           }
         }
       }
@@ -110,7 +119,8 @@ static void linear_int4_rows(const LinearJob& job, int64_t tile_begin, int64_t t
   }
 }
 
-// int8: both sides as int16 (products of two s8 pairs would saturate maddubs). Lanes hold (column, pair of k) of 4 columns.
+// int8: both sides as int16 (products of two s8 pairs would saturate maddubs). Lanes hold (column, pair of k) of 4
+// columns.
 template <int kRows>
 static void int8_tile(const uint8_t* a, const uint8_t* b, int64_t half, int64_t blocks, int64_t group_blocks,
                       float* sums) {
@@ -161,9 +171,15 @@ static void linear_int8_rows(const LinearJob& job, int64_t tile_begin, int64_t t
       const uint8_t* a = job.prepared + row * job.blocks * 68;
       for (int half = 0; half < 2; ++half) {
         switch (rows) {
-          case 1: int8_tile<1>(a, b, half, job.blocks, job.group_blocks, sums); break;
-          case 2: int8_tile<2>(a, b, half, job.blocks, job.group_blocks, sums); break;
-          default: int8_tile<3>(a, b, half, job.blocks, job.group_blocks, sums); break;
+          case 1:
+            int8_tile<1>(a, b, half, job.blocks, job.group_blocks, sums);
+            break;
+          case 2:
+            int8_tile<2>(a, b, half, job.blocks, job.group_blocks, sums);
+            break;
+          default:
+            int8_tile<3>(a, b, half, job.blocks, job.group_blocks, sums);
+            break;
         }
       }
       store_tile(job, row, rows, panel, sums, 0, kPanel);

@@ -1,7 +1,8 @@
-// int4 and int8 tiles in plain C++: the reference of their packed formats, and the kernel of CPUs without one of their own.
+// int4 and int8 tiles in plain C++: the reference of their packed formats, and the kernel of CPUs without one of their
+// own.
 
-static float dot_block_generic(Family family, const uint8_t* values, const int16_t* wide, int64_t pair_sum, const uint8_t* data,
-                               int zero, int column) {
+static float dot_block_generic(Family family, const uint8_t* values, const int16_t* wide, int64_t pair_sum,
+                               const uint8_t* data, int zero, int column) {
   int32_t total = 0;
   if (family == Family::kS8N16K4) {
     const uint8_t* at = data + column / 8 * 256 + column % 8 * 4;

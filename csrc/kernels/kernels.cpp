@@ -10,11 +10,8 @@
 namespace edgec::kernels {
 namespace {
 
-#define EDGEC_LINEAR(name, isa, features, family, lhs, mr, nr, max_m, priority)          \
-  {{#name, "linear", nullptr, features, mr, nr, max_m, priority, false}, Family::family, \
-   Lhs::lhs,                                                                             \
-   &kOps_##isa,                                                                          \
-   name},
+#define EDGEC_LINEAR(name, isa, features, family, lhs, mr, nr, max_m, priority) \
+  {{#name, "linear", nullptr, features, mr, nr, max_m, priority, false}, Family::family, Lhs::lhs, &kOps_##isa, name},
 #define EDGEC_OP(...)
 const LinearKernel kLinear[] = {
 #include "kernels/kernel_table.inc"
@@ -47,9 +44,7 @@ const IsaOps& best_ops() {
   return *best;
 }
 
-uint8_t* align64(void* p) {
-  return reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(p) + 63) & ~uintptr_t{63});
-}
+uint8_t* align64(void* p) { return reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(p) + 63) & ~uintptr_t{63}); }
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -153,11 +148,16 @@ void apply_activation(Activation act, const float* x, int64_t n, float* y) { bes
 
 const char* family_name(Family family) {
   switch (family) {
-    case Family::kS4N16K4: return "s4n16k4";
-    case Family::kU4N16K4: return "u4n16k4";
-    case Family::kS8N16K4: return "s8n16k4";
-    case Family::kF32N16: return "f32n16";
-    case Family::kS8Row: return "s8row";
+    case Family::kS4N16K4:
+      return "s4n16k4";
+    case Family::kU4N16K4:
+      return "u4n16k4";
+    case Family::kS8N16K4:
+      return "s8n16k4";
+    case Family::kF32N16:
+      return "f32n16";
+    case Family::kS8Row:
+      return "s8row";
   }
   return "";
 }

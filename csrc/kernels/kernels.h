@@ -1,4 +1,5 @@
-// The kernels' interface. Kernels never allocate, start threads or know Python: the caller brings memory and a ParallelFor.
+// The kernels' interface. Kernels never allocate, start threads or know Python: the caller brings memory and a
+// ParallelFor.
 #pragma once
 
 #include <cstddef>
@@ -9,8 +10,8 @@ namespace edgec::kernels {
 
 enum class Activation : int32_t { kNone, kRelu, kGelu, kGeluTanh, kSilu, kTanh, kSigmoid, kSwiglu };
 
-// How a caller lends its threads. `run` splits [0, n) into ranges of at least `grain` and calls body(begin, end, worker)
-// for each, 0 <= worker < workers, no two at once with one worker; null runs everything in the calling thread.
+// How a caller lends its threads. `run` splits [0, n) into ranges of at least `grain` and calls body(begin, end,
+// worker) for each, 0 <= worker < workers, no two at once with one worker; null runs everything in the calling thread.
 struct ParallelFor {
   using Body = void (*)(void* body_context, int64_t begin, int64_t end, int worker);
   void* context = nullptr;
@@ -112,15 +113,15 @@ struct MatmulArgs {
 size_t matmul_scratch_bytes(const MatmulArgs& args, int workers);
 void matmul_f32(const MatmulArgs& args, const ParallelFor& pool, void* scratch);
 
-// out[b, h, i] = softmax_j(scale * q[b, h, i] . k[b, h / (heads / kv_heads), j] + mask[b, h, i, j]) @ v. Strides in elements;
-// the last axis of q, k, v, mask and out is contiguous (mask's may be 0: one value for all j).
+// out[b, h, i] = softmax_j(scale * q[b, h, i] . k[b, h / (heads / kv_heads), j] + mask[b, h, i, j]) @ v. Strides in
+// elements; the last axis of q, k, v, mask and out is contiguous (mask's may be 0: one value for all j).
 struct AttentionArgs {
   const float *q = nullptr, *k = nullptr, *v = nullptr;
   const float* mask = nullptr;  // additive, or null
   float* out = nullptr;
   int64_t batch = 0, heads = 0, kv_heads = 0, q_len = 0, kv_len = 0, dim = 0, v_dim = 0;
   int64_t q_stride[3] = {}, k_stride[3] = {}, v_stride[3] = {}, out_stride[3] = {};  // batch, head, position
-  int64_t mask_stride[4] = {};                                                      // batch, head, q, kv
+  int64_t mask_stride[4] = {};                                                       // batch, head, q, kv
   float scale = 1.0f;
   float softcap = 0.0f;  // > 0: scores become softcap * tanh(score / softcap) before the mask
   bool causal = false;   // row i sees j <= i + causal_offset

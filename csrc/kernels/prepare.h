@@ -1,10 +1,11 @@
-// Activations to s8 per block of 32: scale = max|x| / 127, ties to even. A block with NaN or infinity gets scale NaN, which
-// makes its row's outputs NaN; one whose max is below 2^-119 counts as zero (1 / scale would overflow).
+// Activations to s8 per block of 32: scale = max|x| / 127, ties to even. A block with NaN or infinity gets scale NaN,
+// which makes its row's outputs NaN; one whose max is below 2^-119 counts as zero (1 / scale would overflow).
 
 template <bool kWide>
 EDGEC_INLINE void quantize_block(const float* x, int64_t valid, uint8_t* values, float* scale, int32_t sums[2]) {
   f32x8 v[4];
-  for (int i = 0; i < 4; ++i) v[i] = valid >= 8 * i + 8 ? load(x + 8 * i) : load_n(x + 8 * i, valid > 8 * i ? valid - 8 * i : 0);
+  for (int i = 0; i < 4; ++i)
+    v[i] = valid >= 8 * i + 8 ? load(x + 8 * i) : load_n(x + 8 * i, valid > 8 * i ? valid - 8 * i : 0);
   // As integers, so that NaN counts as larger than infinity.
   i32x8 m = bits(v[0]) & 0x7fffffff;
   for (int i = 1; i < 4; ++i) {

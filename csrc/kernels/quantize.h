@@ -1,6 +1,6 @@
-// Weights to groups of 4 or 8 bits. For each candidate (step, zero) of a group: round, then the step that is best for those integers
-// in closed form (weighted least squares); the candidate with the least weighted squared error wins. The final integers are
-// rounded again with the step as f16 stores it.
+// Weights to groups of 4 or 8 bits. For each candidate (step, zero) of a group: round, then the step that is best for
+// those integers in closed form (weighted least squares); the candidate with the least weighted squared error wins. The
+// final integers are rounded again with the step as f16 stores it.
 
 constexpr int kMaxGroupVectors = 16;  // groups above 128 take the max, without a search
 
@@ -54,9 +54,9 @@ static void quantize_group(const QuantizeArgs& args, const float* w, const float
     step = args.bits == 8 || !args.search ? (top < 0 ? -top : top) / high : top / low;
   } else {
     step = (most - least) / high;
-    zero = step > 0.0f ? static_cast<int>(-least / step + 0.5f) : 0;
+    zero = step > 0.0f && step < 1e38f ? static_cast<int>(-least / step + 0.5f) : 0;
   }
-  if (args.search && step != 0.0f && count <= 8 * kMaxGroupVectors) {
+  if (args.search && step != 0.0f && step < 1e38f && step > -1e38f && count <= 8 * kMaxGroupVectors) {
     GroupFit g;
     g.vectors = static_cast<int>((count + 7) / 8);
     g.error = 0.0f;

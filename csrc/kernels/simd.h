@@ -1,5 +1,5 @@
-// Eight floats in GCC's vector extensions: one source for every instruction set. Included inside a namespace per ISA, and
-// everything is static, so that no file built with AVX2 can lend its code to one built without.
+// Eight floats in GCC's vector extensions: one source for every instruction set. Included inside a namespace per ISA,
+// and everything is static, so that no file built with AVX2 can lend its code to one built without.
 
 typedef float f32x8 __attribute__((vector_size(32)));
 typedef int32_t i32x8 __attribute__((vector_size(32)));
@@ -40,7 +40,8 @@ EDGEC_INLINE void store_n(float* p, f32x8 v, int64_t n) {
   store(t, v);
   for (int64_t i = 0; i < n; ++i) p[i] = t[i];
 }
-// To the nearest integer, ties to even, for |v| < 2^22. Never contracted into an FMA: every ISA gives the same integers.
+// To the nearest integer, ties to even, for |v| < 2^22. Never contracted into an FMA: every ISA gives the same
+// integers.
 EDGEC_INLINE i32x8 round_even(f32x8 v) {
 #if defined(__AVX2__)
   return reinterpret_cast<i32x8>(_mm256_cvtps_epi32(v));

@@ -1,4 +1,5 @@
-// Elementary functions on f32x8. Bounds are over all floats, in ulp of the result (tests/property/test_kernels_math.py).
+// Elementary functions on f32x8. Bounds are over all floats, in ulp of the result
+// (tests/property/test_kernels_math.py).
 
 // e^v, 2 ulp; overflow gives infinity, underflow goes through the subnormals to 0.
 EDGEC_INLINE f32x8 vexp(f32x8 v) {
@@ -58,12 +59,19 @@ EDGEC_INLINE f32x8 vsilu(f32x8 v) { return v / (1.0f + vexp(-v)); }
 
 EDGEC_INLINE f32x8 activate(Activation act, f32x8 v) {
   switch (act) {
-    case Activation::kRelu: return v < 0.0f ? splat(0.0f) : v;
-    case Activation::kGelu: return 0.5f * v * (1.0f + verf(v * 0.707106781f));
-    case Activation::kGeluTanh: return 0.5f * v * (1.0f + vtanh(0.797884561f * (v + 0.044715f * v * v * v)));
-    case Activation::kSilu: return vsilu(v);
-    case Activation::kTanh: return vtanh(v);
-    case Activation::kSigmoid: return vsigmoid(v);
-    default: return v;
+    case Activation::kRelu:
+      return v < 0.0f ? splat(0.0f) : v;
+    case Activation::kGelu:
+      return 0.5f * v * (1.0f + verf(v * 0.707106781f));
+    case Activation::kGeluTanh:
+      return 0.5f * v * (1.0f + vtanh(0.797884561f * (v + 0.044715f * v * v * v)));
+    case Activation::kSilu:
+      return vsilu(v);
+    case Activation::kTanh:
+      return vtanh(v);
+    case Activation::kSigmoid:
+      return vsigmoid(v);
+    default:
+      return v;
   }
 }

@@ -1,4 +1,5 @@
-// The kernels for Python: thin, zero copy, shapes checked here (sizes in bytes as well), so that no call can go out of bounds.
+// The kernels for Python: thin, zero copy, shapes checked here (sizes in bytes as well), so that no call can go out of
+// bounds.
 #include "kernels/kernels.h"
 
 #include <pybind11/numpy.h>
@@ -12,7 +13,11 @@
 #include <vector>
 
 #include "kernels/cpu_features.h"
+#if __has_include("runtime/thread_pool.h")
 #include "runtime/thread_pool.h"
+#else
+#define EDGEC_NO_POOL
+#endif
 
 namespace py = pybind11;
 namespace ek = edgec::kernels;
@@ -40,6 +45,7 @@ int64_t groups_of(const ek::Format& format, int64_t k) {
 struct Lent {
   explicit Lent(int threads) {
     require(threads >= 1 && threads <= 256, "threads must be 1 to 256");
+#ifndef EDGEC_NO_POOL
     pool = edgec::ThreadPool::get(threads);
     lend.context = pool.get();
     lend.workers = pool->threads();
@@ -47,8 +53,11 @@ struct Lent {
       static_cast<edgec::ThreadPool*>(context)->parallel_for(
           n, grain, [=](int64_t begin, int64_t end, int worker) { body(body_context, begin, end, worker); });
     };
+#endif
   }
+#ifndef EDGEC_NO_POOL
   std::shared_ptr<edgec::ThreadPool> pool;
+#endif
   ek::ParallelFor lend;
 };
 
@@ -77,8 +86,17 @@ py::tuple quantize(const py::array_t<float, py::array::c_style | py::array::forc
   py::array q(symmetric ? py::dtype::of<int8_t>() : py::dtype::of<uint8_t>(), std::vector<py::ssize_t>{n, k});
   py::array scale(half, std::vector<py::ssize_t>{n, groups});
   py::object zero = py::none();
-  ek::QuantizeArgs args{w.data(), n, k, bits, group, symmetric, search, h.size() ? h.data() : nullptr,
-                        static_cast<int8_t*>(q.mutable_data()), static_cast<uint16_t*>(scale.mutable_data()), nullptr};
+  ek::QuantizeArgs args{w.data(),
+                        n,
+                        k,
+                        bits,
+                        group,
+                        symmetric,
+                        search,
+                        h.size() ? h.data() : nullptr,
+                        static_cast<int8_t*>(q.mutable_data()),
+                        static_cast<uint16_t*>(scale.mutable_data()),
+                        nullptr};
   if (!symmetric) {
     py::array_t<uint8_t> z(std::vector<py::ssize_t>{n, groups});
     args.zero = z.mutable_data();
@@ -87,7 +105,8 @@ py::tuple quantize(const py::array_t<float, py::array::c_style | py::array::forc
   const Lent pool(threads);
   {
     py::gil_scoped_release release;
-    ek::parallel(pool.lend, n, 1 + 4096 / (1 + k), [&](int64_t begin, int64_t end, int) { ek::quantize_rows(args, begin, end); });
+    ek::parallel(pool.lend, n, 1 + 4096 / (1 + k),
+                 [&](int64_t begin, int64_t end, int) { ek::quantize_rows(args, begin, end); });
   }
   return py::make_tuple(q, scale, zero);
 }
@@ -97,7 +116,9 @@ Bytes pack(const std::string& name, const py::array& q, const py::object& scale,
   const bool f32 = format.family == ek::Family::kF32N16;
   const char kind = f32 ? 'f' : format.symmetric ? 'i' : 'u';
   require(q.ndim() == 2 && q.dtype().kind() == kind && q.dtype().itemsize() == (f32 ? 4 : 1),
-          "q must be [N, K] of " + std::string(f32 ? "float32" : format.symmetric ? "int8" : "uint8"));
+          "q must be [N, K] of " + std::string(f32                ? "float32"
+                                               : format.symmetric ? "int8"
+                                                                  : "uint8"));
   require((q.flags() & py::array::c_style) != 0, "q must be contiguous");
   const int64_t n = q.shape(0), k = q.shape(1), groups = groups_of(format, k);
   py::array_t<uint16_t, py::array::c_style> s;
@@ -132,8 +153,8 @@ Bytes pack(const std::string& name, const py::array& q, const py::object& scale,
 void check_packed(const ek::Format& format, const Bytes& packed, int64_t n, int64_t k) {
   require(n >= 0 && k >= 0 && n < (int64_t{1} << 40) && k < (int64_t{1} << 40), "n and k must not be negative");
   const size_t want = ek::packed_nbytes(format, n, k);
-  require(static_cast<size_t>(packed.size()) == want, "packed holds " + std::to_string(packed.size()) +
-                                                         " bytes, the format needs " + std::to_string(want));
+  require(static_cast<size_t>(packed.size()) == want,
+          "packed holds " + std::to_string(packed.size()) + " bytes, the format needs " + std::to_string(want));
 }
 
 py::tuple unpack(const std::string& name, const Bytes& packed, int64_t n, int64_t k, int threads) {
@@ -141,7 +162,9 @@ py::tuple unpack(const std::string& name, const Bytes& packed, int64_t n, int64_
   check_packed(format, packed, n, k);
   const bool f32 = format.family == ek::Family::kF32N16;
   const std::vector<py::ssize_t> shape{n, groups_of(format, k)};
-  py::array q(f32 ? py::dtype::of<float>() : format.symmetric ? py::dtype::of<int8_t>() : py::dtype::of<uint8_t>(),
+  py::array q(f32                ? py::dtype::of<float>()
+              : format.symmetric ? py::dtype::of<int8_t>()
+                                 : py::dtype::of<uint8_t>(),
               std::vector<py::ssize_t>{n, k});
   py::object scale = py::none(), zero = py::none();
   uint16_t* scales = nullptr;
@@ -170,8 +193,8 @@ py::tuple unpack(const std::string& name, const Bytes& packed, int64_t n, int64_
 
 ek::Activation activation_of(const std::string& name) {
   static const std::map<std::string, ek::Activation> names = {
-      {"none", ek::Activation::kNone},   {"relu", ek::Activation::kRelu}, {"gelu", ek::Activation::kGelu},
-      {"gelu_tanh", ek::Activation::kGeluTanh}, {"silu", ek::Activation::kSilu}, {"tanh", ek::Activation::kTanh},
+      {"none", ek::Activation::kNone},          {"relu", ek::Activation::kRelu},    {"gelu", ek::Activation::kGelu},
+      {"gelu_tanh", ek::Activation::kGeluTanh}, {"silu", ek::Activation::kSilu},    {"tanh", ek::Activation::kTanh},
       {"sigmoid", ek::Activation::kSigmoid},    {"swiglu", ek::Activation::kSwiglu}};
   const auto it = names.find(name);
   require(it != names.end(), "unknown activation '" + name + "'");
@@ -294,7 +317,8 @@ void gather(const std::string& name, const Bytes& packed, int64_t rows, int64_t 
   bool ok;
   {
     py::gil_scoped_release release;
-    ok = ek::gather_rows(format, packed.data(), rows, dim, indices.data(), indices.size(), out.mutable_data(), pool.lend);
+    ok = ek::gather_rows(format, packed.data(), rows, dim, indices.data(), indices.size(), out.mutable_data(),
+                         pool.lend);
   }
   if (!ok) throw py::index_error("an index is out of range for " + std::to_string(rows) + " rows");
 }

@@ -9,15 +9,13 @@ import numpy as np
 from edgec.ir.ops.registry import REQUIRED, broadcast_shapes, define, need, need_same_dtype
 from edgec.ir.types import DTYPES, FLOATS, INTS, TensorType, numpy_dtype
 
-_quiet = np.errstate(all="ignore")
-
 
 def _through_f32(f):
     """f16 and bf16 compute in f32 and round once."""
 
     def reference(*arrays, **attrs):
         dtype = arrays[0].dtype
-        with _quiet:
+        with np.errstate(all="ignore"):
             if dtype.itemsize == 2 and dtype.kind not in "iu":
                 return f(*[a.astype(np.float32) for a in arrays], **attrs).astype(dtype)
             return np.asarray(f(*arrays, **attrs)).astype(dtype, copy=False)
@@ -106,7 +104,7 @@ define("isinf", "x", _predicate("isinf"), np.isinf, "unary")
 def _cast_reference(x, dtype):
     """Floats to ints truncate; what does not fit in an integer type is undefined, as in ONNX."""
     to = numpy_dtype(dtype)
-    with _quiet:
+    with np.errstate(all="ignore"):
         return x.astype(to)
 
 

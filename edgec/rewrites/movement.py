@@ -1,0 +1,310 @@
+"""Identities of ops that move data."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgec.ir.dims import is_ge
+from edgec.ir.node import Node, constant, make
+from edgec.ir.ops import OPS
+from edgec.ir.types import INTS
+from edgec.rewrites.engine import Match, Rule, rule
+from edgec.rewrites.examples import f32, i64, value, weights
+from edgec.rewrites.pattern import Pattern, b, const, optional, p, scalar_value, var
+
+RULES: list[Rule] = []
+
+
+def reshaped(x: Node, shape) -> Node:
+    return x if x.shape == tuple(shape) else b.reshape(x, shape=shape)
+
+
+@rule(
+    p.op("reshape expand", var("x")),
+    examples=[lambda: b.reshape(f32("x", 2, "s"), shape=f32("x", 2, "s").shape), lambda: b.expand(f32("x", 3), shape=(3,))],
+    misses=[lambda: b.reshape(f32("x", 2, 3), shape=(3, 2)), lambda: b.expand(f32("x", 1), shape=(3,))],
+    into=RULES,
+)  # fmt: skip
+def same_shape(m: Match):
+    return m.x if m.x.shape == m.root.shape else "another shape"
+
+
+@rule(
+    p.reshape(p.reshape(var("x"))),
+    examples=[lambda: b.reshape(b.reshape(f32("x", 2, 3), shape=(6,)), shape=(3, 2))],
+    into=RULES,
+)
+def reshape_of_reshape(m: Match):
+    return reshaped(m.x, m.root.shape)
+
+
+@rule(
+    p.transpose(p.transpose(var("x"), name="inner")),
+    examples=[lambda: b.transpose(b.transpose(f32("x", 2, 3, 4), perm=(1, 2, 0)), perm=(2, 1, 0))],
+    into=RULES,
+)
+def transpose_of_transpose(m: Match):
+    perm = tuple(m.inner["perm"][i] for i in m.root["perm"])
+    return m.x if perm == tuple(range(len(perm))) else b.transpose(m.x, perm=perm)
+
+
+@rule(
+    p.transpose(var("x")),
+    examples=[lambda: b.transpose(f32("x", 2, 1, 3), perm=(1, 0, 2)), lambda: b.transpose(f32("x", 2, 3), perm=(0, 1))],
+    misses=[lambda: b.transpose(f32("x", 2, 1, 3), perm=(2, 1, 0))],
+    into=RULES,
+)
+def transpose_that_moves_nothing(m: Match):
+    real = [i for i in m.root["perm"] if m.x.shape[i] != 1]
+    return reshaped(m.x, m.root.shape) if real == sorted(real) else "it moves data"
+
+
+@rule(
+    p.expand(p.expand(var("x"))),
+    examples=[lambda: b.expand(b.expand(f32("x", 3), shape=(2, 3)), shape=(4, 2, 3))],
+    into=RULES,
+)
+def expand_of_expand(m: Match):
+    return b.expand(m.x, shape=m.root.shape)
+
+
+_BROADCASTING = tuple(name for name, op in OPS.items() if op.kind in ("binary", "elementwise"))
+
+
+@rule(
+    Pattern(ops=_BROADCASTING, name="node", where=lambda n: any(i.op == "expand" for i in n.inputs)),
+    examples=[lambda: b.add(b.expand(f32("x", 3), shape=(2, 3)), f32("y", 2, 3)),
+              lambda: b.where(value("bool", "c", 3), b.expand(f32("x", 1), shape=(3,)), f32("y", 3))],
+    misses=[lambda: b.add(b.expand(f32("x", 3), shape=(2, 3)), f32("y", 3))],
+    into=RULES,
+)  # fmt: skip
+def expand_before_broadcast(m: Match):
+    """The op's own broadcasting does what the expand does."""
+    for position, operand in enumerate(m.node.inputs):
+        if operand.op == "expand":
+            inputs = list(m.node.inputs)
+            inputs[position] = operand.inputs[0]
+            new = make(m.node.op, *inputs, **m.node.attrs)
+            if new.shape == m.root.shape:
+                return new
+    return "the expand gives the result its shape"
+
+
+@rule(
+    p.slice(var("x")),
+    examples=[lambda: b.slice(f32("x", 2, "s"), starts=(0, 0), sizes=f32("x", 2, "s").shape, steps=(1, 1))],
+    misses=[lambda: b.slice(f32("x", 3), starts=(0,), sizes=(2,), steps=(1,)),
+            lambda: b.slice(f32("x", 3), starts=(2,), sizes=(3,), steps=(-1,))],
+    into=RULES,
+)  # fmt: skip
+def slice_of_whole(m: Match):
+    whole = m.x.shape == m.root.shape and all(
+        s == 0 and (t == 1 or n == 1) for s, t, n in zip(m.root["starts"], m.root["steps"], m.root.shape)
+    )
+    return m.x if whole else "it cuts"
+
+
+@rule(
+    p.slice(p.slice(var("x"), name="inner")),
+    examples=[lambda: b.slice(b.slice(f32("x", 9), starts=(1,), sizes=(4,), steps=(2,)), starts=(3,), sizes=(2,), steps=(-2,))],
+    into=RULES,
+)  # fmt: skip
+def slice_of_slice(m: Match):
+    inner, outer = m.inner.attrs, m.root.attrs
+    starts = tuple(a + c * s for a, c, s in zip(inner["starts"], outer["starts"], inner["steps"]))
+    steps = tuple(s * t for s, t in zip(inner["steps"], outer["steps"]))
+    return b.slice(m.x, starts=starts, sizes=outer["sizes"], steps=steps)
+
+
+@rule(
+    p.concat(name="cat"),
+    examples=[
+        lambda: b.concat(f32("x", 3), axis=0),
+        lambda: b.concat(f32("x", 2, 3), f32("z", 2, 0), axis=1),
+        lambda: b.concat(f32("x", 2), b.concat(f32("y", 2), f32("z", 3), axis=0), axis=0),
+        lambda: b.concat(*[b.slice(f32("x", 2, 9), starts=(0, i), sizes=(2, n), steps=(1, 1)) for i, n in ((1, 3), (4, 2))], axis=1),
+    ],
+    misses=[
+        lambda: b.concat(f32("x", 2), f32("y", 3), axis=0),
+        lambda: b.concat(*[b.slice(f32("x", 9), starts=(i,), sizes=(n,), steps=(1,)) for i, n in ((4, 2), (1, 3))], axis=0),
+    ],
+    into=RULES,
+)  # fmt: skip
+def simpler_concat(m: Match):
+    """Of one operand, with empty operands, of concats along the same axis, of slices that touch."""
+    axis, parts = m.root["axis"], []
+    for x in m.root.inputs:
+        parts.extend(x.inputs if x.op == "concat" and x["axis"] == axis and m.single(x) else (x,))
+    parts = [x for x in parts if x.shape[axis] != 0] or parts[:1]
+    joined: list[Node] = []
+    for x in parts:
+        merged = _joined(joined[-1], x, axis) if joined else None
+        if merged is None:
+            joined.append(x)
+        else:
+            joined[-1] = merged
+    if len(joined) == 1:
+        return joined[0] if joined[0].shape == m.root.shape else "the shape of the operand says less"
+    return b.concat(*joined, axis=axis) if tuple(joined) != m.root.inputs else "nothing joins"
+
+
+def _joined(a: Node, c: Node, axis: int) -> Node | None:
+    """The slice that two slices of one operand are, if the second starts where the first ends."""
+    if a.op != "slice" or c.op != "slice" or a.inputs != c.inputs or a["steps"] != c["steps"]:
+        return None
+    step = a["steps"][axis]
+    if any(i != axis and (a["starts"][i] != c["starts"][i] or a["sizes"][i] != c["sizes"][i]) for i in range(a.rank)):
+        return None
+    if a["starts"][axis] + a["sizes"][axis] * step != c["starts"][axis]:
+        return None
+    sizes = tuple(n + c["sizes"][i] if i == axis else n for i, n in enumerate(a["sizes"]))
+    return b.slice(a.inputs[0], starts=a["starts"], sizes=sizes, steps=a["steps"])
+
+
+@rule(
+    p.pad(var("x"), optional("value")),
+    examples=[lambda: b.pad(f32("x", 3), before=(0,), after=(0,))],
+    misses=[lambda: b.pad(f32("x", 3), before=(1,), after=(0,))],
+    into=RULES,
+)
+def pad_by_nothing(m: Match):
+    return m.x if not any(v != 0 for v in (*m.root["before"], *m.root["after"])) else "it pads"
+
+
+def _along(node: Node, axis: int, start, size) -> Node:
+    starts = tuple(start if i == axis else 0 for i in range(node.rank))
+    sizes = tuple(size if i == axis else d for i, d in enumerate(node.shape))
+    return b.slice(node, starts=starts, sizes=sizes, steps=(1,) * node.rank)
+
+
+@rule(
+    p.gather(var("x", where=lambda n: n.type.encoding is None), const("i", where=lambda n: n.shape in ((), (1,)))),
+    examples=[lambda: b.gather(f32("x", 4, 3), constant(np.int64(-1)), axis=0),
+              lambda: b.gather(f32("x", 4, 3), constant(np.int64([2])), axis=1)],
+    misses=[lambda: b.gather(f32("x", 4), constant(np.int64([1, 2])), axis=0), lambda: b.gather(f32("x", "s"), constant(np.int64(5)), axis=0)],
+    into=RULES,
+)  # fmt: skip
+def gather_of_one(m: Match):
+    axis, index = m.root["axis"], scalar_value(m.i)
+    dim = m.x.shape[axis]
+    start = index if index >= 0 else dim + index
+    if is_ge(start, 0) is not True or is_ge(dim, start + 1) is not True:
+        return "the index may be outside"
+    return reshaped(_along(m.x, axis, start, 1), m.root.shape)
+
+
+def as_range(node: Node):
+    """(start, size) of a node that counts up by one along its only axis that is not 1; None of another node."""
+    if node.dtype not in INTS:
+        return None
+    if node.op == "iota":
+        return 0, node["size"]
+    if node.op == "reshape" and sum(d != 1 for d in node.shape) <= 1:
+        return as_range(node.inputs[0])
+    if node.op == "slice" and sum(d != 1 for d in node.inputs[0].shape) == 1:
+        axis = next(i for i, d in enumerate(node.inputs[0].shape) if d != 1)
+        inner = as_range(node.inputs[0])
+        if inner and node["steps"][axis] == 1:
+            return inner[0] + node["starts"][axis], node["sizes"][axis]
+    if node.op == "add":
+        for x, c in (node.inputs, node.inputs[::-1]):
+            offset, inner = scalar_value(c), as_range(x)
+            if inner and isinstance(offset, int) and node.shape == x.shape:
+                return inner[0] + offset, inner[1]
+    if node.op == "constant" and sum(d != 1 for d in node.shape) == 1:
+        array = node["data"].array().reshape(-1)
+        if array.size <= 1 << 16 and (np.diff(array.astype(np.int64)) == 1).all():
+            return int(array[0]), array.size
+    return None
+
+
+@rule(
+    p.gather(var("x", where=lambda n: n.type.encoding is None), var("i", where=lambda n: n.rank >= 1)),
+    examples=[
+        lambda: b.gather(weights(9, 2), b.reshape(b.iota(size=4), shape=(1, 4)), axis=0),
+        lambda: b.gather(f32("x", 4, 9), b.slice(constant(np.arange(9)[None]), starts=(0, 2), sizes=(1, 5), steps=(1, 1)), axis=1),
+    ],
+    misses=[lambda: b.gather(f32("x", 4), i64("i", 3), axis=0), lambda: b.gather(f32("x", "s"), b.iota(size=4), axis=0)],
+    into=RULES,
+)  # fmt: skip
+def gather_of_range(m: Match):
+    found, axis = as_range(m.i), m.root["axis"]
+    if found is None:
+        return "the indices are not a range"
+    start, size = found
+    if is_ge(start, 0) is not True or is_ge(m.x.shape[axis], start + size) is not True:
+        return "the range may be outside"
+    return reshaped(_along(m.x, axis, start, size), m.root.shape)
+
+
+@rule(
+    p.op("reduce_sum reduce_mean reduce_prod reduce_max reduce_min", var("x")),
+    examples=[lambda: b.reduce_sum(f32("x", 3), axes=()), lambda: b.reduce_mean(f32("x", 3, 1), axes=(1,))],
+    misses=[lambda: b.reduce_max(f32("x", 3), axes=(0,))],
+    into=RULES,
+)
+def reduce_of_nothing(m: Match):
+    return reshaped(m.x, m.root.shape) if all(m.x.shape[a] == 1 for a in m.root["axes"]) else "it reduces"
+
+
+@rule(
+    p.op("reduce_mean reduce_sum", p.op("reduce_mean reduce_sum", var("x"), name="inner"), name="outer"),
+    promise="ulp:4",
+    examples=[lambda: b.reduce_mean(b.reduce_mean(f32("x", 2, 3, 4), axes=(2,)), axes=(1,), keepdims=False),
+              lambda: b.reduce_mean(b.reduce_mean(f32("x", 2, 3, 4), axes=(2,), keepdims=True), axes=(1,), keepdims=True)],
+    misses=[lambda: b.reduce_mean(b.reduce_sum(f32("x", 2, 3), axes=(1,), keepdims=True), axes=(0,), keepdims=True)],
+    into=RULES,
+)  # fmt: skip
+def reduce_of_reduce(m: Match):
+    if m.inner.op != m.outer.op or m.inner["keepdims"] != m.outer["keepdims"]:
+        return "two kinds of reduction"
+    left = [i for i in range(m.x.rank) if m.inner["keepdims"] or i not in m.inner["axes"]]
+    axes = sorted({*m.inner["axes"], *(left[a] for a in m.outer["axes"])})
+    return make(m.root.op, m.x, axes=tuple(axes), keepdims=m.root["keepdims"])
+
+
+@rule(
+    p.op("add sub mul", var("x"), var("y"), where=lambda n: n.shape == () and n.dtype == "i64"),
+    examples=[lambda: b.add(b.dim_value(value=f32("x", "s").shape[0]), constant(np.int64(2)))],
+    misses=[lambda: b.add(i64("x"), constant(np.int64(2)))],
+    into=RULES,
+)
+def dim_arithmetic(m: Match):
+    sizes = [n["value"] if n.op == "dim_value" else scalar_value(n) for n in (m.x, m.y)]
+    if None in sizes:
+        return "an operand is not a size"
+    x, y = sizes
+    return b.dim_value(value=x + y if m.root.op == "add" else x - y if m.root.op == "sub" else x * y)
+
+
+@rule(
+    p.cast(p.op("dim_value iota", name="x"), dtype=lambda d: d in ("i32", "i64")),
+    examples=[lambda: b.cast(b.iota(size=f32("x", "s").shape[0]), dtype="i32")],
+    misses=[lambda: b.cast(b.iota(size=f32("x", "s").shape[0]), dtype="f32")],
+    into=RULES,
+)
+def cast_of_size(m: Match):
+    return make(m.x.op, **(dict(m.x.attrs) | {"dtype": m.root.dtype}))
+
+
+# --- matmul reads its operands transposed ---------------------------------------------------------------------------
+
+
+def _swaps_last(node: Node) -> bool:
+    perm = node["perm"]
+    return len(perm) >= 2 and perm == (*range(len(perm) - 2), len(perm) - 1, len(perm) - 2)
+
+
+@rule(
+    Pattern(choices=(p.matmul(p.transpose(var("a"), where=_swaps_last, name="t"), var("_b")),
+                     p.matmul(var("_a"), p.transpose(var("b"), where=_swaps_last, name="t")))),
+    examples=[lambda: b.matmul(b.transpose(f32("x", 2, 3), perm=(1, 0)), f32("y", 2, 4)),
+              lambda: b.matmul(f32("x", 5, 2, 3), b.transpose(f32("y", 5, 4, 3), perm=(0, 2, 1)))],
+    misses=[lambda: b.matmul(f32("x", 4, 2, 3), b.transpose(f32("y", 3, 4, 3), perm=(1, 0, 2)))],
+    into=RULES,
+)  # fmt: skip
+def transpose_into_matmul(m: Match):
+    attrs = dict(m.root.attrs)
+    if m.get("a"):
+        return b.matmul(m.a, m.root.inputs[1], **(attrs | {"trans_a": not attrs["trans_a"]}))
+    return b.matmul(m.root.inputs[0], m.b, **(attrs | {"trans_b": not attrs["trans_b"]}))

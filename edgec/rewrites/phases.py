@@ -1,0 +1,20 @@
+"""The phases in their order, and the walk over all rules."""
+
+from __future__ import annotations
+
+from edgec.rewrites import elementwise, fold, linear, movement
+from edgec.rewrites.engine import Phase, Rule
+
+CANONICAL = (*fold.RULES, *elementwise.RULES, *movement.RULES)
+FUSE = (*linear.RULES,)
+
+# Each phase keeps the rules before it, so that what a fusion leaves behind is cleaned up at once.
+PHASES: list[Phase] = [
+    Phase("canonicalise", CANONICAL),
+    Phase("fuse", (*CANONICAL, *FUSE)),
+]
+
+
+def all_rules() -> list[Rule]:
+    """Every rule once; names are unique."""
+    return [*CANONICAL, *FUSE]

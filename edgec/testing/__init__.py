@@ -1,0 +1,1 @@
+"""Strategies and oracles for those who add ops, rules and kernels."""

@@ -27,12 +27,21 @@ def _scalar(x, like: Node) -> Node:
 
 
 @rule(
-    Pattern(choices=(
-        p.add(var("x"), number(0)), p.sub(var("x"), number(0)), p.mul(var("x"), number(1)), p.div(var("x"), number(1)),
-        p.pow(var("x"), number(1)), p.op("or xor", var("x"), number(False)), p.op("or xor", number(False), var("x")),
-        p.op("and", var("x"), number(True)), p.op("and", number(True), var("x")),
-        p.max(var("x"), number(-math.inf)), p.min(var("x"), number(math.inf)),
-    )),
+    Pattern(
+        choices=(
+            p.add(var("x"), number(0)),
+            p.sub(var("x"), number(0)),
+            p.mul(var("x"), number(1)),
+            p.div(var("x"), number(1)),
+            p.pow(var("x"), number(1)),
+            p.op("or xor", var("x"), number(False)),
+            p.op("or xor", number(False), var("x")),
+            p.op("and", var("x"), number(True)),
+            p.op("and", number(True), var("x")),
+            p.max(var("x"), number(-math.inf)),
+            p.min(var("x"), number(math.inf)),
+        )
+    ),
     examples=[
         lambda: b.add(f32("x", 3), num(0)),
         lambda: b.add(num(0), f32("x", 3)),
@@ -41,10 +50,12 @@ def _scalar(x, like: Node) -> Node:
         lambda: b.max(f32("x", 3), num(-math.inf)),
     ],
     misses=[
-        lambda: b.sub(num(0.5), f32("x", 3)), lambda: b.add(f32("x", 3), num(1e-30)), lambda: b.div(num(1), f32("x", 3))
+        lambda: b.sub(num(0.5), f32("x", 3)),
+        lambda: b.add(f32("x", 3), num(1e-30)),
+        lambda: b.div(num(1), f32("x", 3)),
     ],
     into=RULES,
-)  # fmt: skip
+)
 def neutral_operand(m: Match):
     return fit(m.x, m.root)
 
@@ -174,19 +185,20 @@ def _product_safe(a: Node, c: Node) -> bool:
     """Whether the constants' product neither overflows nor leaves the normal numbers."""
     x, y = (np.abs(n["data"].array().astype(np.float64)) for n in (a, c))
     limits = np.finfo(np.float32 if a.dtype in ("f32", "bf16") else numpy_dtype(a.dtype))
-    for v in (x, y, x * y):
-        if not ((v == 0) | ((v > float(limits.tiny) * 16) & (v < float(limits.max) / 16))).all():
-            return False
-    return True
+    low, high = float(limits.tiny) * 16, float(limits.max) / 16
+    return all(((v == 0) | ((v > low) & (v < high))).all() for v in (x, y, x * y))
 
 
 @rule(
     p.mul(p.mul(var("x"), const("c1")).single(), const("c2")),
     promise="ulp:2",
     examples=[lambda: b.mul(b.mul(f32("x", 2, 3), num(3)), num(0.1))],
-    misses=[lambda: b.mul(b.mul(f32("x", 2, 3), num(1e-30)), num(1e-30)), lambda: b.mul(b.mul(f32("x", 3), f32("y", 3)), num(2))],
+    misses=[
+        lambda: b.mul(b.mul(f32("x", 2, 3), num(1e-30)), num(1e-30)),
+        lambda: b.mul(b.mul(f32("x", 3), f32("y", 3)), num(2)),
+    ],
     into=RULES,
-)  # fmt: skip
+)
 def multiply_constants(m: Match):
     if m.x.op == "constant":
         return "all of it is constant"
@@ -224,12 +236,16 @@ def max_with_zero(m: Match):
 
 
 @rule(
-    Pattern(choices=(p.max(p.min(var("x"), number(name="high")), number(name="low")),
-                     p.relu(p.min(var("x"), number(name="high"))))),
+    Pattern(
+        choices=(
+            p.max(p.min(var("x"), number(name="high")), number(name="low")),
+            p.relu(p.min(var("x"), number(name="high"))),
+        )
+    ),
     examples=[lambda: b.max(b.min(f32("x", 3), num(6)), num(-1)), lambda: b.relu(b.min(f32("x", 3), num(1)))],
     misses=[lambda: b.max(b.min(f32("x", 3), num(-1)), num(1))],
     into=RULES,
-)  # fmt: skip
+)
 def clip_low_first(m: Match):
     low = m.get("low") or _scalar(0, m.x)
     if not scalar_value(low) <= scalar_value(m.high):
@@ -252,15 +268,17 @@ def make_and() -> Node:
 
 
 @rule(
-    Pattern(choices=(
-        p.op("relu abs floor ceil round sign", p.op("relu abs floor ceil round sign", var("_"), name="inner")),
-        p.relu(p.op("sigmoid exp sqrt", var("_"), name="inner")),
-        p.abs(p.op("sigmoid exp", var("_"), name="inner")),
-    )),
+    Pattern(
+        choices=(
+            p.op("relu abs floor ceil round sign", p.op("relu abs floor ceil round sign", var("_"), name="inner")),
+            p.relu(p.op("sigmoid exp sqrt", var("_"), name="inner")),
+            p.abs(p.op("sigmoid exp", var("_"), name="inner")),
+        )
+    ),
     examples=[lambda: b.relu(b.relu(f32("x", 3))), lambda: b.abs(b.exp(f32("x", 3)))],
     misses=[lambda: b.relu(b.floor(f32("x", 3)))],
     into=RULES,
-)  # fmt: skip
+)
 def idempotent(m: Match):
     same = m.root.op == m.inner.op or m.inner.op in ("sigmoid", "exp", "sqrt")
     return m.inner if same or (m.root.op, m.inner.op) in (("abs", "relu"), ("relu", "abs")) else "another function"
@@ -270,10 +288,16 @@ def idempotent(m: Match):
 
 _WIDER = {
     "bool": ("i8", "u8", "i16", "u16", "i32", "u32", "i64", "u64", "f16", "bf16", "f32", "f64"),
-    "i8": ("i16", "i32", "i64", "f16", "f32", "f64"), "u8": ("i16", "u16", "i32", "u32", "i64", "u64", "f16", "f32", "f64"),
-    "i16": ("i32", "i64", "f32", "f64"), "u16": ("i32", "u32", "i64", "u64", "f32", "f64"),
-    "i32": ("i64", "f64"), "u32": ("i64", "u64", "f64"), "f16": ("f32", "f64"), "bf16": ("f32", "f64"), "f32": ("f64",),
-}  # fmt: skip
+    "i8": ("i16", "i32", "i64", "f16", "f32", "f64"),
+    "u8": ("i16", "u16", "i32", "u32", "i64", "u64", "f16", "f32", "f64"),
+    "i16": ("i32", "i64", "f32", "f64"),
+    "u16": ("i32", "u32", "i64", "u64", "f32", "f64"),
+    "i32": ("i64", "f64"),
+    "u32": ("i64", "u64", "f64"),
+    "f16": ("f32", "f64"),
+    "bf16": ("f32", "f64"),
+    "f32": ("f64",),
+}
 
 
 @rule(
@@ -288,11 +312,13 @@ def cast_to_same(m: Match):
 
 @rule(
     p.cast(p.cast(var("x"), name="inner")),
-    examples=[lambda: b.cast(b.cast(value("i32", "x", 3), dtype="i64"), dtype="f32"),
-              lambda: b.cast(b.cast(value("bool", "x", 3), dtype="f32"), dtype="bool")],
+    examples=[
+        lambda: b.cast(b.cast(value("i32", "x", 3), dtype="i64"), dtype="f32"),
+        lambda: b.cast(b.cast(value("bool", "x", 3), dtype="f32"), dtype="bool"),
+    ],
     misses=[lambda: b.cast(b.cast(f32("x", 3), dtype="i64"), dtype="f32")],
     into=RULES,
-)  # fmt: skip
+)
 def cast_of_cast(m: Match):
     if m.inner.dtype not in _WIDER.get(m.x.dtype, ()):
         return "the first cast rounds"
@@ -304,11 +330,13 @@ def cast_of_cast(m: Match):
 
 @rule(
     p.where(number(name="c"), var("x"), var("y")),
-    examples=[lambda: b.where(constant(np.bool_(True)), f32("x", 3), f32("y", 2, 3)),
-              lambda: b.where(constant(np.zeros((2, 3), bool)), f32("x", 3), f32("y", 3))],
+    examples=[
+        lambda: b.where(constant(np.bool_(True)), f32("x", 3), f32("y", 2, 3)),
+        lambda: b.where(constant(np.zeros((2, 3), bool)), f32("x", 3), f32("y", 3)),
+    ],
     misses=[lambda: b.where(constant(np.bool_([True, False, True])), f32("x", 3), f32("y", 3))],
     into=RULES,
-)  # fmt: skip
+)
 def constant_where(m: Match):
     return fit(m.x if scalar_value(m.c) else m.y, m.root)
 
@@ -340,12 +368,16 @@ _INVERSE_INT = _INVERSE | {"lt": "ge", "ge": "lt", "le": "gt", "gt": "le"}
 
 
 @rule(
-    Pattern(choices=(Pattern(ops=("not",), inputs=(Pattern(ops=("not",), inputs=(var("x"),)),)),
-                     Pattern(ops=("not",), inputs=(Pattern(ops=tuple(_INVERSE_INT), name="test"),)))),
+    Pattern(
+        choices=(
+            Pattern(ops=("not",), inputs=(Pattern(ops=("not",), inputs=(var("x"),)),)),
+            Pattern(ops=("not",), inputs=(Pattern(ops=tuple(_INVERSE_INT), name="test"),)),
+        )
+    ),
     examples=[lambda: _not(_not(value("bool", "c", 3))), lambda: _not(b.lt(i64("x", 3), i64("y", 3)))],
     misses=[lambda: _not(b.lt(f32("x", 3), f32("y", 3)))],
     into=RULES,
-)  # fmt: skip
+)
 def not_of_test(m: Match):
     test = m.get("test")
     if test is None:
@@ -379,10 +411,14 @@ def _least(node: Node) -> int | None:
 
 @rule(
     Pattern(choices=(p.ge(var("x"), number(name="c")), p.le(number(name="c"), var("x")))),
-    examples=[lambda: b.ge(b.reshape(b.iota(size=f32("x", "s").shape[0]), shape=(1, f32("x", "s").shape[0])), constant(np.int64(0)))],
+    examples=[
+        lambda: b.ge(
+            b.reshape(b.iota(size=f32("x", "s").shape[0]), shape=(1, f32("x", "s").shape[0])), constant(np.int64(0))
+        )
+    ],
     misses=[lambda: b.ge(i64("x", 3), constant(np.int64(0)))],
     into=RULES,
-)  # fmt: skip
+)
 def always_at_least(m: Match):
     if m.x.dtype not in INTS or m.x.op == "constant":
         return "not integers that are computed"

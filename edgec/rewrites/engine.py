@@ -115,14 +115,19 @@ def may_replace(new, old) -> bool:
     """Whether the types agree: equal but for dims that are not known to differ."""
     if isinstance(new, TupleType) or isinstance(old, TupleType):
         return (
-            isinstance(new, TupleType) and isinstance(old, TupleType)
-            and len(new.items) == len(old.items) and all(map(may_replace, new.items, old.items))
-        )  # fmt: skip
+            isinstance(new, TupleType)
+            and isinstance(old, TupleType)
+            and len(new.items) == len(old.items)
+            and all(map(may_replace, new.items, old.items))
+        )
     assert isinstance(new, TensorType) and isinstance(old, TensorType)
     return (
-        new.dtype == old.dtype and new.encoding == old.encoding and new.layout == old.layout
-        and new.rank == old.rank and all(map(same_dims, new.shape, old.shape))
-    )  # fmt: skip
+        new.dtype == old.dtype
+        and new.encoding == old.encoding
+        and new.layout == old.layout
+        and new.rank == old.rank
+        and all(map(same_dims, new.shape, old.shape))
+    )
 
 
 class _Sweep:
@@ -147,8 +152,12 @@ class _Sweep:
                 self._redirect(new, replacement)
                 new, self.changed = replacement, True
             else:
-                raise EdgecError("EC1901", f"the phase {self.phase} does not come to an end",
-                                 where=self.graph.origin(node), hint=f"It ended with {self.record.fired[-1].rule}")  # fmt: skip
+                raise EdgecError(
+                    "EC1901",
+                    f"the phase {self.phase} does not come to an end",
+                    where=self.graph.origin(node),
+                    hint=f"It ended with {self.record.fired[-1].rule}",
+                )
             self.into[node] = new
         return self.graph.with_outputs([self.into[n] for _, n in self.graph.outputs])
 
@@ -175,8 +184,9 @@ class _Sweep:
                 if new is node:
                     continue
                 if not may_replace(new.type, node.type):
-                    raise EdgecError("EC1901", f"the rule {rule.name} made {new.type} of {node.type}",
-                                     where=self.graph.origin(node))  # fmt: skip
+                    raise EdgecError(
+                        "EC1901", f"the rule {rule.name} made {new.type} of {node.type}", where=self.graph.origin(node)
+                    )
                 origins = tuple(dict.fromkeys(o for n in m.nodes for o in self.graph.origins.get(n, ())))
                 self._name(self._fresh(new), origins)
                 self.record.fired.append(Fired(self.phase, rule.name, repr(node), repr(new), origins))
@@ -233,8 +243,12 @@ def apply(graph: Graph, rules: Iterable[Rule], phase: str = "rules", record: Rec
         graph = sweep.run()
         if not sweep.changed:
             return graph
-    raise EdgecError("EC1901", f"the phase {phase} does not come to an end", where=graph.name,
-                     hint=f"It ended with {record.fired[-1].rule}")  # fmt: skip
+    raise EdgecError(
+        "EC1901",
+        f"the phase {phase} does not come to an end",
+        where=graph.name,
+        hint=f"It ended with {record.fired[-1].rule}",
+    )
 
 
 def run(

@@ -132,7 +132,7 @@ def scale_into_weights(m: Match):
     examples=[lambda: b.linear(b.mul(f32("x", "s", 5), weights(5, seed=4)), weights(7, 5))],
     misses=[lambda: b.linear(b.mul(f32("x", 4, 5), weights(4, 1)), weights(7, 5))],
     into=RULES,
-)  # fmt: skip
+)
 def scale_before_linear(m: Match):
     if m.x.shape != m.node.inputs[0].shape or math.prod(m.c.shape[:-1]) != 1:
         return "the constant is not one number an input channel"
@@ -206,16 +206,22 @@ def hard_sigmoid(m: Match):
 
 
 @rule(
-    Pattern(choices=(
-        *[p.mul(_Y, h) for h in _HARD_SIGMOID],
-        _mul_sixth(p.mul(_Y, _clip(p.add(_Y, number(3.0)), 6.0))),
-        p.mul(_mul_sixth(_Y), _clip(p.add(_Y, number(3.0)), 6.0)),
-    )),
+    Pattern(
+        choices=(
+            *[p.mul(_Y, h) for h in _HARD_SIGMOID],
+            _mul_sixth(p.mul(_Y, _clip(p.add(_Y, number(3.0)), 6.0))),
+            p.mul(_mul_sixth(_Y), _clip(p.add(_Y, number(3.0)), 6.0)),
+        )
+    ),
     promise="ulp:8",
-    examples=[_composite("hard_swish"), lambda: (lambda y: b.mul(b.mul(y, b.min(b.relu(b.add(y, num(3))), num(6))), num(1 / 6)))(
-        b.linear(f32("x", 4, 5), weights(7, 5)))],
+    examples=[
+        _composite("hard_swish"),
+        lambda: (lambda y: b.mul(b.mul(y, b.min(b.relu(b.add(y, num(3))), num(6))), num(1 / 6)))(
+            b.linear(f32("x", 4, 5), weights(7, 5))
+        ),
+    ],
     into=RULES,
-)  # fmt: skip
+)
 def hard_swish(m: Match):
     return _with(m.node, act="hard_swish") if m.closed() else "it is read elsewhere too"
 
@@ -227,10 +233,12 @@ def hard_swish(m: Match):
         lambda: b.add(b.linear(f32("x", "s", 5), weights(7, 5), act="relu"), f32("r", "s", 7)),
         lambda: b.add(f32("r", 1, 3, 3, 3), b.conv(f32("x", 1, 2, 4, 4), weights(3, 2, 2, 2), **_conv)),
     ],
-    misses=[lambda: b.add(b.linear(f32("x", 4, 5), weights(7, 5)), f32("r", 1, 7)),
-            lambda: b.add(b.linear(f32("x", 4, 5), weights(7, 5)), weights(4, 7))],
+    misses=[
+        lambda: b.add(b.linear(f32("x", 4, 5), weights(7, 5)), f32("r", 1, 7)),
+        lambda: b.add(b.linear(f32("x", 4, 5), weights(7, 5)), weights(4, 7)),
+    ],
     into=RULES,
-)  # fmt: skip
+)
 def residual(m: Match):
     if m.r.type != m.root.type or m.node.type != m.root.type:
         return "the other operand is broadcast"

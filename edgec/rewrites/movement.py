@@ -21,10 +21,13 @@ def reshaped(x: Node, shape) -> Node:
 
 @rule(
     p.op("reshape expand", var("x")),
-    examples=[lambda: b.reshape(f32("x", 2, "s"), shape=f32("x", 2, "s").shape), lambda: b.expand(f32("x", 3), shape=(3,))],
+    examples=[
+        lambda: b.reshape(f32("x", 2, "s"), shape=f32("x", 2, "s").shape),
+        lambda: b.expand(f32("x", 3), shape=(3,)),
+    ],
     misses=[lambda: b.reshape(f32("x", 2, 3), shape=(3, 2)), lambda: b.expand(f32("x", 1), shape=(3,))],
     into=RULES,
-)  # fmt: skip
+)
 def same_shape(m: Match):
     return m.x if m.x.shape == m.root.shape else "another shape"
 
@@ -73,11 +76,13 @@ _BROADCASTING = tuple(name for name, op in OPS.items() if op.kind in ("binary", 
 
 @rule(
     Pattern(ops=_BROADCASTING, name="node", where=lambda n: any(i.op == "expand" for i in n.inputs)),
-    examples=[lambda: b.add(b.expand(f32("x", 3), shape=(2, 3)), f32("y", 2, 3)),
-              lambda: b.where(value("bool", "c", 3), b.expand(f32("x", 1), shape=(3,)), f32("y", 3))],
+    examples=[
+        lambda: b.add(b.expand(f32("x", 3), shape=(2, 3)), f32("y", 2, 3)),
+        lambda: b.where(value("bool", "c", 3), b.expand(f32("x", 1), shape=(3,)), f32("y", 3)),
+    ],
     misses=[lambda: b.add(b.expand(f32("x", 3), shape=(2, 3)), f32("y", 3))],
     into=RULES,
-)  # fmt: skip
+)
 def expand_before_broadcast(m: Match):
     """The op's own broadcasting does what the expand does."""
     for position, operand in enumerate(m.node.inputs):
@@ -93,10 +98,12 @@ def expand_before_broadcast(m: Match):
 @rule(
     p.slice(var("x")),
     examples=[lambda: b.slice(f32("x", 2, "s"), starts=(0, 0), sizes=f32("x", 2, "s").shape, steps=(1, 1))],
-    misses=[lambda: b.slice(f32("x", 3), starts=(0,), sizes=(2,), steps=(1,)),
-            lambda: b.slice(f32("x", 3), starts=(2,), sizes=(3,), steps=(-1,))],
+    misses=[
+        lambda: b.slice(f32("x", 3), starts=(0,), sizes=(2,), steps=(1,)),
+        lambda: b.slice(f32("x", 3), starts=(2,), sizes=(3,), steps=(-1,)),
+    ],
     into=RULES,
-)  # fmt: skip
+)
 def slice_of_whole(m: Match):
     whole = m.x.shape == m.root.shape and all(
         s == 0 and (t == 1 or n == 1) for s, t, n in zip(m.root["starts"], m.root["steps"], m.root.shape)
@@ -106,9 +113,11 @@ def slice_of_whole(m: Match):
 
 @rule(
     p.slice(p.slice(var("x"), name="inner")),
-    examples=[lambda: b.slice(b.slice(f32("x", 9), starts=(1,), sizes=(4,), steps=(2,)), starts=(3,), sizes=(2,), steps=(-2,))],
+    examples=[
+        lambda: b.slice(b.slice(f32("x", 9), starts=(1,), sizes=(4,), steps=(2,)), starts=(3,), sizes=(2,), steps=(-2,))
+    ],
     into=RULES,
-)  # fmt: skip
+)
 def slice_of_slice(m: Match):
     inner, outer = m.inner.attrs, m.root.attrs
     starts = tuple(a + c * s for a, c, s in zip(inner["starts"], outer["starts"], inner["steps"]))
@@ -122,14 +131,18 @@ def slice_of_slice(m: Match):
         lambda: b.concat(f32("x", 3), axis=0),
         lambda: b.concat(f32("x", 2, 3), f32("z", 2, 0), axis=1),
         lambda: b.concat(f32("x", 2), b.concat(f32("y", 2), f32("z", 3), axis=0), axis=0),
-        lambda: b.concat(*[b.slice(f32("x", 2, 9), starts=(0, i), sizes=(2, n), steps=(1, 1)) for i, n in ((1, 3), (4, 2))], axis=1),
+        lambda: b.concat(
+            *[b.slice(f32("x", 2, 9), starts=(0, i), sizes=(2, n), steps=(1, 1)) for i, n in ((1, 3), (4, 2))], axis=1
+        ),
     ],
     misses=[
         lambda: b.concat(f32("x", 2), f32("y", 3), axis=0),
-        lambda: b.concat(*[b.slice(f32("x", 9), starts=(i,), sizes=(n,), steps=(1,)) for i, n in ((4, 2), (1, 3))], axis=0),
+        lambda: b.concat(
+            *[b.slice(f32("x", 9), starts=(i,), sizes=(n,), steps=(1,)) for i, n in ((4, 2), (1, 3))], axis=0
+        ),
     ],
     into=RULES,
-)  # fmt: skip
+)
 def simpler_concat(m: Match):
     """Of one operand, with empty operands, of concats along the same axis, of slices that touch."""
     axis, parts = m.root["axis"], []
@@ -179,11 +192,16 @@ def _along(node: Node, axis: int, start, size) -> Node:
 
 @rule(
     p.gather(var("x", where=lambda n: n.type.encoding is None), const("i", where=lambda n: n.shape in ((), (1,)))),
-    examples=[lambda: b.gather(f32("x", 4, 3), constant(np.int64(-1)), axis=0),
-              lambda: b.gather(f32("x", 4, 3), constant(np.int64([2])), axis=1)],
-    misses=[lambda: b.gather(f32("x", 4), constant(np.int64([1, 2])), axis=0), lambda: b.gather(f32("x", "s"), constant(np.int64(5)), axis=0)],
+    examples=[
+        lambda: b.gather(f32("x", 4, 3), constant(np.int64(-1)), axis=0),
+        lambda: b.gather(f32("x", 4, 3), constant(np.int64([2])), axis=1),
+    ],
+    misses=[
+        lambda: b.gather(f32("x", 4), constant(np.int64([1, 2])), axis=0),
+        lambda: b.gather(f32("x", "s"), constant(np.int64(5)), axis=0),
+    ],
     into=RULES,
-)  # fmt: skip
+)
 def gather_of_one(m: Match):
     axis, index = m.root["axis"], scalar_value(m.i)
     dim = m.x.shape[axis]
@@ -222,11 +240,16 @@ def as_range(node: Node):
     p.gather(var("x", where=lambda n: n.type.encoding is None), var("i", where=lambda n: n.rank >= 1)),
     examples=[
         lambda: b.gather(weights(9, 2), b.reshape(b.iota(size=4), shape=(1, 4)), axis=0),
-        lambda: b.gather(f32("x", 4, 9), b.slice(constant(np.arange(9)[None]), starts=(0, 2), sizes=(1, 5), steps=(1, 1)), axis=1),
+        lambda: b.gather(
+            f32("x", 4, 9), b.slice(constant(np.arange(9)[None]), starts=(0, 2), sizes=(1, 5), steps=(1, 1)), axis=1
+        ),
     ],
-    misses=[lambda: b.gather(f32("x", 4), i64("i", 3), axis=0), lambda: b.gather(f32("x", "s"), b.iota(size=4), axis=0)],
+    misses=[
+        lambda: b.gather(f32("x", 4), i64("i", 3), axis=0),
+        lambda: b.gather(f32("x", "s"), b.iota(size=4), axis=0),
+    ],
     into=RULES,
-)  # fmt: skip
+)
 def gather_of_range(m: Match):
     found, axis = as_range(m.i), m.root["axis"]
     if found is None:
@@ -250,11 +273,13 @@ def reduce_of_nothing(m: Match):
 @rule(
     p.op("reduce_mean reduce_sum", p.op("reduce_mean reduce_sum", var("x"), name="inner"), name="outer"),
     promise="ulp:4",
-    examples=[lambda: b.reduce_mean(b.reduce_mean(f32("x", 2, 3, 4), axes=(2,)), axes=(1,), keepdims=False),
-              lambda: b.reduce_mean(b.reduce_mean(f32("x", 2, 3, 4), axes=(2,), keepdims=True), axes=(1,), keepdims=True)],
+    examples=[
+        lambda: b.reduce_mean(b.reduce_mean(f32("x", 2, 3, 4), axes=(2,)), axes=(1,), keepdims=False),
+        lambda: b.reduce_mean(b.reduce_mean(f32("x", 2, 3, 4), axes=(2,), keepdims=True), axes=(1,), keepdims=True),
+    ],
     misses=[lambda: b.reduce_mean(b.reduce_sum(f32("x", 2, 3), axes=(1,), keepdims=True), axes=(0,), keepdims=True)],
     into=RULES,
-)  # fmt: skip
+)
 def reduce_of_reduce(m: Match):
     if m.inner.op != m.outer.op or m.inner["keepdims"] != m.outer["keepdims"]:
         return "two kinds of reduction"
@@ -296,13 +321,19 @@ def _swaps_last(node: Node) -> bool:
 
 
 @rule(
-    Pattern(choices=(p.matmul(p.transpose(var("a"), where=_swaps_last, name="t"), var("_b")),
-                     p.matmul(var("_a"), p.transpose(var("b"), where=_swaps_last, name="t")))),
-    examples=[lambda: b.matmul(b.transpose(f32("x", 2, 3), perm=(1, 0)), f32("y", 2, 4)),
-              lambda: b.matmul(f32("x", 5, 2, 3), b.transpose(f32("y", 5, 4, 3), perm=(0, 2, 1)))],
+    Pattern(
+        choices=(
+            p.matmul(p.transpose(var("a"), where=_swaps_last, name="t"), var("_b")),
+            p.matmul(var("_a"), p.transpose(var("b"), where=_swaps_last, name="t")),
+        )
+    ),
+    examples=[
+        lambda: b.matmul(b.transpose(f32("x", 2, 3), perm=(1, 0)), f32("y", 2, 4)),
+        lambda: b.matmul(f32("x", 5, 2, 3), b.transpose(f32("y", 5, 4, 3), perm=(0, 2, 1))),
+    ],
     misses=[lambda: b.matmul(f32("x", 4, 2, 3), b.transpose(f32("y", 3, 4, 3), perm=(1, 0, 2)))],
     into=RULES,
-)  # fmt: skip
+)
 def transpose_into_matmul(m: Match):
     attrs = dict(m.root.attrs)
     if m.get("a"):

@@ -15,7 +15,7 @@ import numpy as np
 from edgec.ir.node import Node, make
 
 COMMUTATIVE = frozenset(
-    ["add", "mul", "max", "min", "and", "or", "xor", "bitwise_and", "bitwise_or", "bitwise_xor", "eq", "ne"]
+    ("add", "mul", "max", "min", "and", "or", "xor", "bitwise_and", "bitwise_or", "bitwise_xor", "eq", "ne")
 )
 SMALL_NUMBERS = 1 << 16  # larger constants are not read to see whether they are all one number
 

@@ -34,8 +34,8 @@ def assert_promise(promise: str, before, after):
     else:
         ulps = int(promise.removeprefix("ulp:"))
         with np.errstate(all="ignore"):
-        difference = np.abs(after - before)
-    same = (before == after) | (np.isnan(before) & np.isnan(after))
+            difference = np.abs(after - before)
+        same = (before == after) | (np.isnan(before) & np.isnan(after))
         finite = np.abs(before[np.isfinite(before)])
         bound = ulps * np.finfo(before.dtype).eps * (finite.max() if finite.size else 0)
         assert (difference[~same] <= bound).all(), (before, after)

@@ -11,6 +11,7 @@ CODES: dict[str, str] = {
     "EC1101": "the file is not an ONNX model",
     "EC1102": "the model has unsupported nodes",
     "EC1103": "the model is not valid ONNX",
+    "EC1104": "an input must be known when compiling",
     "EC1201": "an op's inputs or attributes do not fit",
     "EC1202": "the IR text does not parse",
     "EC1203": "a shape does not fit",

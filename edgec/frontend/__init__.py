@@ -1,0 +1,45 @@
+"""ONNX to IR. The only part of edgec that imports onnx and onnx_ir."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgec.frontend import (  # noqa: F401  (importing them fills the table)
+    control,
+    elementwise,
+    movement,
+    nn,
+    recurrent,
+    reduction,
+    resample,
+)
+from edgec.frontend import model as _model
+from edgec.frontend.importer import ConstantsNeeded, Importer
+from edgec.ir.node import Graph
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["ConstantsNeeded", "load"]
+
+
+def load(
+    source: str | os.PathLike | onnx.ModelProto,
+    dims: Mapping[str, Any] | None = None,
+    constants: Mapping[str, np.ndarray] | None = None,
+) -> Graph:
+    """The IR of an ONNX model, a file (external data beside it) or a ModelProto.
+
+    dims: name of a symbolic dim -> its size, (lo, hi) bounds (hi None: open), or another dim's name that it equals.
+    An unnamed dim is called INPUT.AXIS. constants: values of inputs that shall be known when compiling; those inputs
+    vanish from the graph.
+
+    Raises EdgecError: EC1003 (a file cannot be read), EC1101 (no ONNX model), EC1102 (unsupported nodes, all of them
+    listed), EC1103 (an invalid model), EC1001 (`dims` or `constants` do not fit); ConstantsNeeded (EC1104) where the
+    value of an input decides shapes or attributes.
+    """
+    return Importer(_model.read(source), dims or {}, constants or {}).run()

@@ -1,23 +1,61 @@
-PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
+# make demo: install, compile a model to int4, run it.   make test: the tests.   `PYTHON=... make test` uses your environment.
+PYTHON3 ?= python3
+ifeq ($(origin PYTHON), undefined)
+  PYTHON := .venv/bin/python
+  VENV := .venv/dev.done
+endif
+export PATH := $(abspath $(dir $(PYTHON))):$(PATH)
 JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 BUILD ?= build/dev
-GENERATOR := $(if $(shell command -v ninja),Ninja,Unix Makefiles)
+SOURCES = $(shell find edgec csrc targets -type f -not -name '*.so' -not -name '*.pyc' 2>/dev/null) pyproject.toml CMakeLists.txt
+CXX_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc')
+PIP = $(PYTHON) -m pip --disable-pip-version-check -q
+TESTS ?= tests
 
-.PHONY: dev test lint clean
+.PHONY: demo test lint models dev env clean
+
+# The package as a user installs it, with what building needs, in .venv
+demo: .venv/demo.done
+	@.venv/bin/python tests/fetch_models.py -q magika
+	@.venv/bin/python examples/magika/demo.py
+
+test: env dev models
+	$(PYTHON) -m pytest -n 2 $(TESTS)
+
+lint: env
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy $(wildcard edgec/ir edgec/rewrites)
+	clang-format --dry-run -Werror $(CXX_SOURCES)
+	$(PYTHON) -m pytest -q tests/unit/test_imports.py
+
+# The real models that tests use, in $$EDGEC_MODELS or ~/.cache/edgec-models; the tests skip those that cannot be had
+models: env
+	@$(PYTHON) tests/fetch_models.py -q --keep-going
 
 # The extension for this tree, beside the Python sources: edgec/_core*.so
-dev:
+dev: env
 	@mkdir -p $(dir $(BUILD))
-	cmake -S . -B $(BUILD) -G "$(GENERATOR)" -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE=$(abspath $(shell command -v $(PYTHON))) \
+	cmake -S . -B $(BUILD) -G "$$(command -v ninja > /dev/null && echo Ninja || echo Unix Makefiles)" \
+	  -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE=$$($(PYTHON) -c 'import sys; print(sys.executable)') \
 	  -Dpybind11_DIR=$$($(PYTHON) -m pybind11 --cmakedir) $(CMAKE_ARGS) > $(BUILD).log 2>&1 || { cat $(BUILD).log; exit 1; }
 	cmake --build $(BUILD) -j $(JOBS)
 	cp $(BUILD)/_core*.so edgec/
 
-test:
-	$(PYTHON) -m pytest
+env: $(VENV)
 
-lint:
-	$(PYTHON) -m ruff check .
+.venv/bin/python:
+	@$(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "edgec needs Python 3.11 or newer: set PYTHON3")'
+	$(PYTHON3) -m venv .venv
+
+.venv/dev.done: pyproject.toml tools/requirements.py | .venv/bin/python
+	.venv/bin/python tools/requirements.py dev > .venv/dev.txt
+	$(PIP) install -r .venv/dev.txt
+	@touch $@
+
+.venv/demo.done: $(SOURCES) | .venv/bin/python
+	.venv/bin/python -m pip --disable-pip-version-check install -q ".[build]"
+	@touch $@
 
 clean:
 	rm -rf build edgec/_core*.so

@@ -1,0 +1,198 @@
+"""edgec bench: how fast an artifact runs, beside a peer in the same run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from edgec.cli.common import Common, existing, fields, need, parse_dims, print_json, table
+
+
+def bench(
+    model: Path,
+    /,
+    *,
+    compare: Literal["onnxruntime"] | None = None,
+    source: Path | None = None,
+    dim: tuple[str, ...] = (),
+    input: tuple[str, ...] = (),
+    threads: int | None = None,
+    seconds: float = 3.0,
+    runs: int | None = None,
+    profile: bool = False,
+    seed: int = 0,
+    common: Common = Common(),
+) -> int:
+    """Measure an artifact's latency.
+
+    Parameters
+    ----------
+    model
+        The artifact (.edgec).
+    compare
+        Run this peer alternately with the artifact, on the same inputs and number of threads.
+    source
+        The ONNX model for --compare; by default the file that the artifact was built from, beside the artifact.
+    dim
+        NAME=SIZE of a symbolic dim; repeat it for several.
+    input
+        NAME=FILE.npy, NAME=JSON or FILE.npz; inputs that are not given are made up.
+    threads
+        Threads; by default as many as the machine allows this process.
+    seconds
+        Time to measure for, for each of the two.
+    runs
+        Calls to measure, instead of --seconds.
+    profile
+        Show the time of each step.
+    seed
+        Seed of the inputs that are made up.
+    """
+    import edgec
+    from edgec.cli import sampling
+
+    existing(model)
+    peer_model = None
+    if compare is not None:
+        need("onnxruntime", "--compare onnxruntime", "onnxruntime")
+        peer_model = existing(source, "--source") if source else None
+    session = edgec.load(model, threads=threads)
+    if compare is not None and peer_model is None:
+        peer_model = sampling.find_source(model, session.manifest)
+    sizes, feeds = sampling.feeds_for(session, input, parse_dims(dim), seed)
+    calls: dict[str, Callable[[], Any]] = {"edgec": lambda: session(**feeds)}
+    if peer_model is not None:
+        calls["onnxruntime"] = _onnxruntime(peer_model, feeds, session.threads)
+    times = measure(calls, seconds, runs)
+    results = {name: summarise(t) for name, t in times.items()}
+    out: dict[str, Any] = {
+        "model": str(model),
+        "dims": sizes,
+        "threads": session.threads,
+        "arena_bytes": session.arena_bytes(sizes),
+        **results["edgec"],
+    }
+    if "onnxruntime" in results:
+        out["onnxruntime"] = results["onnxruntime"]
+        out["speedup"] = results["onnxruntime"]["median_ms"] / results["edgec"]["median_ms"]
+    if profile:
+        out["steps"] = _profile(session, feeds)
+    if common.json:
+        print_json(out)
+    else:
+        _show(out, results)
+    return 0
+
+
+def _onnxruntime(path: Path, feeds: dict, threads: int) -> Callable[[], Any]:
+    from edgec.cli.sampling import onnxruntime_session
+
+    peer = onnxruntime_session(path, threads)
+    wanted = {i.name for i in peer.get_inputs()}
+    mine = {k: v for k, v in feeds.items() if k in wanted}
+    return lambda: peer.run(None, mine)
+
+
+def measure(calls: dict[str, Callable[[], Any]], seconds: float, runs: int | None) -> dict[str, list[float]]:
+    """Seconds of each call. The contestants alternate in short bursts, so that a slow spell of the machine meets both."""
+    burst = {}
+    for name, call in calls.items():
+        call()
+        start = time.perf_counter()
+        call()
+        once = max(time.perf_counter() - start, 1e-7)
+        burst[name] = max(1, min(int(0.05 / once), 1000))
+        for _ in range(min(int(0.2 / once), 20)):
+            call()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    spent = dict.fromkeys(calls, 0.0)
+
+    def done(name: str) -> bool:
+        return len(times[name]) >= runs if runs is not None else spent[name] >= seconds and len(times[name]) >= 5
+
+    while not all(map(done, calls)):
+        for name, call in calls.items():
+            for i in range(burst[name] + 1):
+                start = time.perf_counter()
+                call()
+                took = time.perf_counter() - start
+                if i or burst[name] == 1:  # the first call after a change of contestant finds cold caches
+                    times[name].append(took)
+                    spent[name] += took
+    return {name: t if runs is None else t[:runs] for name, t in times.items()}
+
+
+def summarise(seconds: Sequence[float]) -> dict[str, float | int]:
+    import numpy as np
+
+    ms = np.array(seconds) * 1e3
+    median, p99 = np.percentile(ms, [50, 99])
+    return {
+        "runs": len(ms),
+        "median_ms": float(median),
+        "p50_ms": float(median),
+        "p99_ms": float(p99),
+        "min_ms": float(ms.min()),
+        "mean_ms": float(ms.mean()),
+        "throughput_per_s": float(1e3 / ms.mean()),
+    }
+
+
+def _profile(session, feeds: dict) -> list[dict[str, Any]]:
+    """The median time of each step over several runs, in the plan's order."""
+    import numpy as np
+
+    seen = [session.profile(feeds)[1] for _ in range(12)][2:]
+    steps = []
+    for of_one in zip(*seen):
+        first = of_one[0]
+        us = float(np.median([s.microseconds for s in of_one]))
+        steps.append({"origin": first.origin, "kind": first.kind, "kernel": first.kernel, "us": us})
+    return steps
+
+
+def _show(out: dict, results: dict) -> None:
+    from edgec.cli.common import bytes_text
+
+    dims = ", ".join(f"{k}={v}" for k, v in out["dims"].items())
+    fields(
+        (
+            ("model", out["model"]),
+            ("dims", dims or None),
+            ("threads", out["threads"]),
+            ("arena", bytes_text(out["arena_bytes"])),
+        )
+    )
+    table(
+        ("", "median ms>", "p99 ms>", "min ms>", "calls a second>", "calls>"),
+        [
+            (
+                n,
+                f"{r['median_ms']:.3f}",
+                f"{r['p99_ms']:.3f}",
+                f"{r['min_ms']:.3f}",
+                f"{r['throughput_per_s']:.1f}",
+                r["runs"],
+            )
+            for n, r in results.items()
+        ],
+    )
+    if "speedup" in out:
+        print(f"onnxruntime takes {out['speedup']:.2f}x edgec's time")
+    if "steps" in out:
+        total = sum(s["us"] for s in out["steps"]) or 1.0
+        slowest = sorted(out["steps"], key=lambda s: -s["us"])
+        table(
+            ("step", "kernel", "us>", "%>"),
+            [
+                (_short(s["origin"]), s["kernel"], f"{s['us']:.1f}", f"{100 * s['us'] / total:.1f}")
+                for s in slowest[:40]
+            ],
+            title=f"{len(slowest)} steps, {total / 1e3:.3f} ms",
+        )
+
+
+def _short(text: str, width: int = 60) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"

@@ -1,0 +1,85 @@
+"""An artifact beside its source: the source run by onnxruntime, or by the IR's reference evaluator, and the errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgec.errors import EdgecError
+
+# largest error of an output, relative to its largest value, that `verify` accepts by default
+TOLERANCE = {"fp32": 1e-3, "int8": 0.05, "int4": 0.2}
+
+
+class Source:
+    """The ONNX model that an artifact was built from. `by` says what runs it."""
+
+    def __init__(self, path: Path, consts: Mapping[str, Any] | None = None, reference: bool = False) -> None:
+        """reference: use the IR's numpy evaluator though onnxruntime is installed."""
+        import importlib.util
+
+        self.consts = dict(consts or {})
+        path = path / "model.onnx" if path.is_dir() else path
+        self._session = self._graph = None
+        if importlib.util.find_spec("onnxruntime") is not None and not reference:
+            from edgec.cli.sampling import onnxruntime_session
+
+            self.by = "onnxruntime"
+            self._session = onnxruntime_session(path, 0)
+            self.inputs = {i.name for i in self._session.get_inputs()}
+            self.outputs = [o.name for o in self._session.get_outputs()]
+        else:
+            from edgec.frontend import import_model
+
+            self.by = "the reference evaluator"
+            self._graph = import_model(path)
+            self.inputs = {n["name"] for n in self._graph.inputs}
+            self.outputs = [name for name, _ in self._graph.outputs]
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """Outputs by name. Raises EdgecError EC1604 where the source does not take these inputs."""
+        feeds = {k: v for k, v in {**self.consts, **feeds}.items() if k in self.inputs}
+        try:
+            if self._session is not None:
+                return dict(zip(self.outputs, self._session.run(self.outputs, feeds)))
+            from edgec.ir.evaluate import run
+
+            assert self._graph is not None
+            return run(self._graph, feeds)
+        except EdgecError:
+            raise
+        except Exception as error:  # onnxruntime's exceptions have no common base
+            raise EdgecError("EC1604", f"{self.by}: {str(error).splitlines()[0]}", "the source model") from None
+
+
+def errors(got, want) -> dict[str, Any]:
+    """max_abs; relative: max_abs by the largest magnitude of `want`; cosine. NaNs and infinities must stand at the same places.
+
+    Where shapes or dtypes differ, or non-finite values do, relative is infinite and `reason` says why.
+    """
+    import numpy as np
+
+    if got.shape != want.shape or got.dtype != want.dtype:
+        reason = f"is {got.dtype}{list(got.shape)}, the source gives {want.dtype}{list(want.shape)}"
+        return {"max_abs": float("inf"), "relative": float("inf"), "cosine": 0.0, "reason": reason}
+    a, b = np.asarray(got, np.float64).reshape(-1), np.asarray(want, np.float64).reshape(-1)
+    finite = np.isfinite(b)
+    same = (finite == np.isfinite(a)) & (finite | (a == b) | (np.isnan(a) & np.isnan(b)))
+    if not same.all():
+        reason = f"{int((~same).sum())} of {a.size} values are not finite on one side only"
+        return {"max_abs": float("inf"), "relative": float("inf"), "cosine": 0.0, "reason": reason}
+    a, b = a[finite], b[finite]
+    if not a.size:
+        return {"max_abs": 0.0, "relative": 0.0, "cosine": 1.0}
+    max_abs, largest = float(np.abs(a - b).max()), float(np.abs(b).max())
+    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return {
+        "max_abs": max_abs,
+        "relative": max_abs / largest if largest > 0 else (0.0 if max_abs == 0 else float("inf")),
+        "cosine": float(a @ b / norms) if norms > 0 else float(max_abs == 0),
+    }
+
+
+def worst(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return max(rows, key=lambda r: r["relative"])

@@ -1,0 +1,114 @@
+"""edgec doctor: what this machine has, what is missing, and what to install."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+
+from edgec.cli.common import Common, fields, print_json, table
+
+# distribution, module, what needs it, how to install it
+PACKAGES = (
+    ("numpy", "numpy", "running", "edgec"),
+    ("apache-tvm", "tvm", "building", "'edgec[build]'"),
+    ("onnx", "onnx", "building", "'edgec[build]'"),
+    ("onnx_ir", "onnx_ir", "building", "'edgec[build]'"),
+    ("ziglang", "ziglang", "building", "'edgec[build]'"),
+    ("onnxruntime", "onnxruntime", "verify and bench against it (optional)", "onnxruntime"),
+)
+
+
+def doctor(*, common: Common = Common()) -> int:
+    """Report Python, CPU, threads and packages; exit status 1 if artifacts cannot be run or built here."""
+    packages = [_package(*p) for p in PACKAGES]
+    cpu = _cpu()
+    problems = _problems(packages, cpu)
+    if common.json:
+        print_json({"python": platform.python_version(), **cpu, "packages": packages, "problems": problems})
+        return int(bool(problems))
+    import edgec
+
+    fields(
+        (
+            ("edgec", edgec.__version__),
+            ("python", f"{platform.python_version()} ({sys.executable})"),
+            ("system", f"{platform.system()} {platform.machine()}"),
+            ("cpu", ", ".join(cpu["features"]) or "baseline"),
+            ("target", cpu["target"]),
+            ("threads", f"{cpu['threads']}: {cpu['threads_reason']}"),
+        )
+    )
+    table(
+        ("package", "version", "for"),
+        [(p["name"], p["version"] or "not installed", p["purpose"]) for p in packages],
+    )
+    for problem in problems:
+        print(f"problem: {problem}")
+    if not problems:
+        print("Ready to build and to run.")
+    return int(bool(problems))
+
+
+def _package(distribution: str, module: str, purpose: str, install: str) -> dict:
+    import importlib.metadata
+    import importlib.util
+
+    version = None
+    if importlib.util.find_spec(module) is not None:
+        try:
+            version = importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            version = "unknown version"
+    return {"name": distribution, "version": version, "purpose": purpose, "install": f"pip install {install}"}
+
+
+def _cpu() -> dict:
+    from edgec.errors import EdgecError
+
+    facts: dict = {"features": [], "threads": None, "threads_reason": "", "target": None, "extension": None}
+    try:
+        from edgec import _core
+
+        facts["features"] = list(_core.cpu_features())
+        facts["threads"] = _core.default_threads()
+        facts["threads_reason"] = _threads_reason(facts["threads"])
+    except ImportError as error:
+        facts["extension"] = str(error)
+    try:
+        from edgec import targets
+
+        facts["target"] = targets.load("host").description
+    except EdgecError as error:
+        facts["target"] = str(error)
+    return facts
+
+
+def _threads_reason(threads: int) -> str:
+    total = os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else total
+    if allowed < total and threads >= allowed:
+        return f"affinity allows {allowed} of {total} CPUs"
+    if threads < allowed:
+        return f"of {allowed} CPUs, what the cgroup quota and the big cores allow"
+    return f"all {total} CPUs of the machine"
+
+
+def _problems(packages: list[dict], cpu: dict) -> list[str]:
+    found = []
+    if cpu["extension"]:
+        found.append(f"the extension edgec._core cannot be loaded ({cpu['extension']}). Install edgec again")
+    missing = [p for p in packages if p["version"] is None and "optional" not in p["purpose"]]
+    for install in dict.fromkeys(p["install"] for p in missing):
+        names = ", ".join(p["name"] for p in missing if p["install"] == install)
+        found.append(f"{names} not installed: {install}")
+    if sys.version_info < (3, 11):
+        found.append("Python 3.11 or newer is needed")
+    import tempfile
+
+    try:
+        with tempfile.TemporaryFile():
+            pass
+    except OSError as error:
+        found.append(f"no file can be written to the temporary folder ({error}): set TMPDIR")
+    return found

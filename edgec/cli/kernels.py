@@ -1,0 +1,57 @@
+"""edgec kernels: the hand-written kernels, and which of them this CPU or a target can run."""
+
+from __future__ import annotations
+
+from edgec.cli.common import Common, print_json, table
+
+
+def kernels(*, target: str | None = None, common: Common = Common()) -> int:
+    """List the kernels and the packed weight formats.
+
+    Parameters
+    ----------
+    target
+        Mark what this target can run; by default this machine.
+    """
+    from edgec import _core
+
+    found = [dict(k) for k in _core.kernels.list()]
+    if target is not None:
+        from edgec import targets
+
+        wanted = targets.load(target)
+        if wanted.name != "host":
+            have = set(wanted.requires)
+            for k in found:
+                k["available"] = have.issuperset(k["features"])
+    formats = _core.kernels.formats()
+    if common.json:
+        print_json({"target": target or "host", "kernels": found, "formats": formats})
+        return 0
+    rows = [
+        (
+            k["name"],
+            k["family"],
+            f"{k['mr']}x{k['nr']}",
+            k["max_m"] or "any",
+            ", ".join(k["features"]) or "baseline",
+            "yes" if k["available"] else "no",
+        )
+        for k in found
+    ]
+    table(("kernel", "family", "tile", "rows up to>", "needs", "runs here" if target is None else "runs there"), rows)
+    table(
+        ("packed format", "family", "bits>", "group>", "symmetric", "bits a weight>"),
+        [
+            (
+                f["name"],
+                f["family"],
+                f["bits"],
+                f["group"] or "-",
+                "yes" if f["symmetric"] else "no",
+                f"{f['bits_per_weight']:.2f}",
+            )
+            for f in formats
+        ],
+    )
+    return 0

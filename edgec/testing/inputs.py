@@ -1,0 +1,148 @@
+"""Random inputs that suit a model: sizes of its symbolic dims, indices inside the tables that they index, masks of ones."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from edgec.ir.dims import evaluate, parse_dim
+from edgec.ir.node import Graph, Node
+from edgec.ir.types import INTS
+
+
+class Port(Protocol):
+    """An input: a symbolic dim is a str, dtype is numpy's name of it."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str
+
+
+SIZES = (4, 1, 7, 16, 2, 32, 64, 3, 96, 5)  # tried for a symbolic dim, in this order
+# ops whose result holds values of their first operand (the others' positions are not values)
+_CARRIES = {"cast", "reshape", "transpose", "expand", "slice", "pad", "item"}
+_MASK = re.compile(r"mask", re.I)
+_POSITION = re.compile(r"position", re.I)
+
+
+def input_ranges(graph: Graph) -> dict[str, tuple[int, int]]:
+    """For each integer input the values (low, high inclusive) that the graph can take, where the graph shows them.
+
+    An input that indexes a table stays inside it; one that is compared with a list of numbers (a one-hot) within the
+    list; a scalar that is compared with single numbers is the largest of them (a sample rate, a mode).
+    """
+    users = graph.users()
+    found: dict[str, tuple[int, int]] = {}
+    for node in graph.inputs:
+        if node.dtype not in INTS:
+            continue
+        highs: list[int] = []
+        choices: list[int] = []
+        for carrier, user in _uses(node, users):
+            if user.op in ("gather", "gather_elements") and user.inputs[1] is carrier:
+                size = user.inputs[0].shape[user["axis"]]  # type: ignore[union-attr]
+                if isinstance(size, int) and size > 0:
+                    highs.append(size - 1)
+            elif user.op == "equal":
+                values = _values(next((i for i in user.operands() if i is not carrier), carrier))
+                if values is not None and values.size > 1:
+                    highs.append(int(values.max()))
+                elif values is not None and values.size == 1:
+                    choices.append(int(values.reshape(-1)[0]))
+        if highs:
+            found[node["name"]] = (0, min(highs))
+        elif choices and all(d == 1 for d in node.shape):
+            found[node["name"]] = (max(choices), max(choices))
+    return found
+
+
+def _uses(root: Node, users: Mapping[Node, list[Node]]) -> Iterator[tuple[Node, Node]]:
+    """Each (node, user) where node holds the root's values unchanged."""
+    stack, seen = [root], {root}
+    while stack:
+        node = stack.pop()
+        for user in users.get(node, ()):
+            yield node, user
+            follows = (user.op in _CARRIES and user.inputs[0] is node) or user.op in ("concat", "where", "max", "min")
+            if follows and user not in seen:
+                seen.add(user)
+                stack.append(user)
+
+
+def _values(node: Node) -> np.ndarray | None:
+    while node.op in ("cast", "reshape", "expand") and node.inputs[0] is not None:
+        node = node.inputs[0]
+    if node.op == "constant" and node.dtype in (*INTS, "f32", "f64"):
+        return node["data"].array()
+    if node.op == "iota" and isinstance(node["size"], int):
+        return np.array([0, node["size"] - 1])
+    return None
+
+
+def size_of(dim: int | str, dims: Mapping[str, int]) -> int:
+    if isinstance(dim, int):
+        return dim
+    return dims[dim] if dim in dims else evaluate(parse_dim(dim), dims)
+
+
+def random_inputs(
+    inputs: Iterable[Port], dims: Mapping[str, int], ranges: Mapping[str, tuple[int, int]] | None = None, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """An array for each input: floats normal, integers within `ranges` (else 0 or 1), masks ones, positions counting up.
+
+    dims: the size of each symbol.
+    """
+    rng = np.random.default_rng(seed)
+    feeds = {}
+    for port in inputs:
+        shape = tuple(size_of(d, dims) for d in port.shape)
+        feeds[port.name] = _random(rng, port, shape, (ranges or {}).get(port.name))
+    return feeds
+
+
+def _random(rng: np.random.Generator, port: Port, shape: tuple[int, ...], bounds: Sequence[int] | None) -> np.ndarray:
+    if port.dtype == "bfloat16":
+        import ml_dtypes
+
+        return rng.standard_normal(shape).astype(ml_dtypes.bfloat16)
+    dtype = np.dtype(port.dtype)
+    if _MASK.search(port.name) and dtype.kind in "biu":
+        return np.ones(shape, dtype)
+    if dtype.kind == "b":
+        return rng.integers(0, 2, shape).astype(dtype)
+    if dtype.kind in "iu":
+        if _POSITION.search(port.name) and shape:
+            high = bounds[1] if bounds else np.iinfo(dtype).max
+            return np.broadcast_to(np.minimum(np.arange(shape[-1]), high), shape).astype(dtype)
+        low, high = bounds or (0, 1)
+        return rng.integers(low, high, shape, dtype=np.int64, endpoint=True).astype(dtype)
+    return rng.standard_normal(shape).astype(dtype)
+
+
+def candidate_dims(
+    symbols: Mapping[str, tuple[int, int | None]], fixed: Mapping[str, int] | None = None, seed: int = 0
+) -> Iterator[dict[str, int]]:
+    """Sizes for all symbols at once, forever: first the same size for all, then random ones, each within its bounds.
+
+    Which of them a model takes together (say total = past + new) is for the caller to find out.
+    """
+    fixed = dict(fixed or {})
+
+    def clip(name: str, size: int) -> int:
+        low, high = symbols[name]
+        return max(low, size if high is None else min(size, high))
+
+    seen = set()
+    rng = np.random.default_rng(seed)
+    rounds = 0
+    while rounds < 2000:
+        rounds += 1
+        same = SIZES[rounds - 1] if rounds <= len(SIZES) else None
+        sizes = {n: fixed.get(n, clip(n, same or int(rng.choice(SIZES)))) for n in symbols}
+        key = tuple(sizes.values())
+        if key not in seen:
+            seen.add(key)
+            yield sizes

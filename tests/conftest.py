@@ -1,0 +1,27 @@
+"""Fixtures of all suites: real models, fetched by `make models`."""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+from collections.abc import Callable
+
+import pytest
+
+_spec = importlib.util.spec_from_file_location("fetch_models", pathlib.Path(__file__).with_name("fetch_models.py"))
+fetch_models = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(fetch_models)
+
+
+@pytest.fixture(scope="session")
+def model() -> Callable[[str], pathlib.Path]:
+    """model("magika") is the path of that model's file; the test is skipped where it was not fetched."""
+
+    def find(name: str) -> pathlib.Path:
+        path = fetch_models.path(name)
+        if not path.exists():
+            how = "`make models` fetches it" if name in fetch_models.ENTRIES else "its exporter is not part of edgec"
+            pytest.skip(f"the model {name} is not in {fetch_models.home()}: {how}")
+        return path
+
+    return find

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ def _app():
         name="edgec",
         help="Compiles ONNX models to small, fast artifacts for CPUs at the edge, and runs them.",
         version=edgec.__version__,
-        default_parameter=Parameter(negative=()),
+        default_parameter=Parameter(negative=(), show_default=lambda value: value or None),
         help_format="plaintext",
     )
     for module in (build, run, verify, bench, inspect, targets, kernels, doctor):
@@ -33,10 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
-    try:
+    with contextlib.suppress(ValueError):  # not the main thread: the caller's business
         signal.signal(signal.SIGTERM, _interrupt)
-    except ValueError:  # not the main thread: the caller's business
-        pass
     try:
         return _run(argv)
     except BaseException as error:
@@ -58,10 +57,8 @@ def _run(argv: list[str]) -> int:
     except CycloptsError as error:
         from edgec.errors import EdgecError
 
-        known = [a for a in argv if a in app]
-        raise EdgecError(
-            "EC1001", " ".join(str(error).split()), hint=f"See: edgec {' '.join(known[:1])} --help"
-        ) from None
+        command = next((f"{a} " for a in argv if a in app), "")
+        raise EdgecError("EC1001", " ".join(str(error).split()), hint=f"See: edgec {command}--help") from None
     return int(command(*bound.args, **bound.kwargs) or 0)
 
 

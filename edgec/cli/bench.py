@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from edgec.cli.common import Common, existing, fields, need, parse_dims, print_json, table
+from edgec.cli.common import COMMON, Common, existing, fields, need, parse_dims, print_json, table
 
 
 def bench(
@@ -23,7 +23,7 @@ def bench(
     runs: int | None = None,
     profile: bool = False,
     seed: int = 0,
-    common: Common = Common(),
+    common: Common = COMMON,
 ) -> int:
     """Measure an artifact's latency.
 
@@ -96,7 +96,7 @@ def _onnxruntime(path: Path, feeds: dict, threads: int) -> Callable[[], Any]:
 
 
 def measure(calls: dict[str, Callable[[], Any]], seconds: float, runs: int | None) -> dict[str, list[float]]:
-    """Seconds of each call. The contestants alternate in short bursts, so that a slow spell of the machine meets both."""
+    """Seconds of each call. The contestants alternate in short bursts: a slow spell of the machine meets both."""
     burst = {}
     for name, call in calls.items():
         call()

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from edgec.cli.common import (
+    COMMON,
     Common,
     existing,
     need,
@@ -37,8 +38,8 @@ def build(
     calib: Path | None = None,
     stop_after: str | None = None,
     dump_ir: Path | None = None,
-    check: bool = True,
-    common: Common = Common(),
+    no_check: bool = False,
+    common: Common = COMMON,
 ) -> int:
     """Compile an ONNX model to an artifact.
 
@@ -66,8 +67,8 @@ def build(
         Stop after this phase; nothing is written but what --dump-ir asks for.
     dump_ir
         Write the graph after each phase into this folder.
-    check
-        Compare the artifact with the source afterwards.
+    no_check
+        Do not compare the artifact with the source afterwards.
     """
     need("tvm", "edgec build", "'edgec[build]'")
     need("onnx_ir", "edgec build", "'edgec[build]'")
@@ -97,7 +98,7 @@ def build(
 
     with _progress(common.json) as progress:
         report = edgec.build(model, **options, progress=progress)
-        if stop_after is None and check and report.errors is None:
+        if stop_after is None and not no_check and report.errors is None:
             progress("check")
             report.errors = _check(model, out, optional["consts"], calib)
     if common.json:
@@ -130,7 +131,7 @@ def _check_target(name: str) -> None:
 
 @contextmanager
 def _progress(quiet: bool) -> Iterator[Any]:
-    """A callback that shows each phase as it begins: a spinner on a terminal, plain lines elsewhere, nothing when quiet."""
+    """A callback that shows each phase as it begins: a spinner on a terminal, plain lines elsewhere."""
     from edgec.cli.common import console
 
     terminal = console(stderr=True)

@@ -26,6 +26,9 @@ class Common:
     "Show the traceback of an error."
 
 
+COMMON = Common()
+
+
 def console(stderr: bool = False):
     from rich.console import Console
 

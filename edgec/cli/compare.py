@@ -54,7 +54,7 @@ class Source:
 
 
 def errors(got, want) -> dict[str, Any]:
-    """max_abs; relative: max_abs by the largest magnitude of `want`; cosine. NaNs and infinities must stand at the same places.
+    """max_abs; relative: max_abs by the largest magnitude of `want`; cosine; over the finite values of `want`.
 
     Where shapes or dtypes differ, or non-finite values do, relative is infinite and `reason` says why.
     """

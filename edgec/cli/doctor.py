@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 
-from edgec.cli.common import Common, fields, print_json, table
+from edgec.cli.common import COMMON, Common, fields, print_json, table
 
 # distribution, module, what needs it, how to install it
 PACKAGES = (
@@ -19,7 +19,7 @@ PACKAGES = (
 )
 
 
-def doctor(*, common: Common = Common()) -> int:
+def doctor(*, common: Common = COMMON) -> int:
     """Report Python, CPU, threads and packages; exit status 1 if artifacts cannot be run or built here."""
     packages = [_package(*p) for p in PACKAGES]
     cpu = _cpu()
@@ -102,8 +102,6 @@ def _problems(packages: list[dict], cpu: dict) -> list[str]:
     for install in dict.fromkeys(p["install"] for p in missing):
         names = ", ".join(p["name"] for p in missing if p["install"] == install)
         found.append(f"{names} not installed: {install}")
-    if sys.version_info < (3, 11):
-        found.append("Python 3.11 or newer is needed")
     import tempfile
 
     try:

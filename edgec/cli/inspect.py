@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgec.cli.common import Common, bytes_text, existing, fields, is_artifact, print_json, shape_text, table
+from edgec.cli.common import COMMON, Common, bytes_text, existing, fields, is_artifact, print_json, shape_text, table
 
 
-def inspect(model: Path, /, *, common: Common = Common()) -> int:
+def inspect(model: Path, /, *, common: Common = COMMON) -> int:
     """Show inputs, outputs, ops, bits and bytes per layer, the kernels chosen, memory and hashes.
 
     Parameters

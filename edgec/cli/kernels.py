@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from edgec.cli.common import Common, print_json, table
+from edgec.cli.common import COMMON, Common, print_json, table
 
 
-def kernels(*, target: str | None = None, common: Common = Common()) -> int:
+def kernels(*, target: str | None = None, common: Common = COMMON) -> int:
     """List the kernels and the packed weight formats.
 
     Parameters
@@ -28,29 +28,16 @@ def kernels(*, target: str | None = None, common: Common = Common()) -> int:
     if common.json:
         print_json({"target": target or "host", "kernels": found, "formats": formats})
         return 0
+    where = "runs here" if target is None else "runs there"
     rows = [
-        (
-            k["name"],
-            k["family"],
-            f"{k['mr']}x{k['nr']}",
-            k["max_m"] or "any",
-            ", ".join(k["features"]) or "baseline",
-            "yes" if k["available"] else "no",
-        )
+        (k["name"], ", ".join(k["features"]) or "baseline", k["max_m"] or "any", "yes" if k["available"] else "no")
         for k in found
     ]
-    table(("kernel", "family", "tile", "rows up to>", "needs", "runs here" if target is None else "runs there"), rows)
+    table(("kernel", "needs", "rows up to>", where), rows)
     table(
-        ("packed format", "family", "bits>", "group>", "symmetric", "bits a weight>"),
+        ("packed format", "kernels", "bits>", "group>", "symmetric", "bits a weight>"),
         [
-            (
-                f["name"],
-                f["family"],
-                f["bits"],
-                f["group"] or "-",
-                "yes" if f["symmetric"] else "no",
-                f"{f['bits_per_weight']:.2f}",
-            )
+            (f["name"], f["family"], f["bits"], f["group"] or "-", f["symmetric"], f"{f['bits_per_weight']:.2f}")
             for f in formats
         ],
     )

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from edgec.cli.common import Common, existing, parse_dims, print_json, read_array, read_arrays, table, writable
+from edgec.cli.common import COMMON, Common, existing, parse_dims, print_json, read_array, read_arrays, table, writable
 from edgec.cli.sampling import feeds_for
 from edgec.errors import EdgecError
 
@@ -22,7 +22,7 @@ def run(
     seed: int = 0,
     dim: tuple[str, ...] = (),
     threads: int | None = None,
-    common: Common = Common(),
+    common: Common = COMMON,
 ) -> int:
     """Run an artifact once and show its outputs.
 
@@ -114,12 +114,9 @@ def _show(outputs: dict, written: Path | None, as_json: bool) -> None:
     import numpy as np
 
     def summary(a):
-        finite = np.asarray(a, np.float64)[np.isfinite(np.asarray(a, np.float64))]
-        return (
-            {"min": float(finite.min()), "max": float(finite.max()), "mean": float(finite.mean())}
-            if finite.size
-            else {}
-        )
+        wide = np.asarray(a, np.float64)
+        wide = wide[np.isfinite(wide)]
+        return {"min": float(wide.min()), "max": float(wide.max()), "mean": float(wide.mean())} if wide.size else {}
 
     rows = {n: {"shape": list(a.shape), "dtype": a.dtype.name, **summary(a)} for n, a in outputs.items()}
     if as_json:

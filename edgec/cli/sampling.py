@@ -42,7 +42,7 @@ def sizes_that_fit(
     count: int,
     seed: int = 0,
 ) -> list[tuple[dict[str, int], Any]]:
-    """Up to `count` (sizes, attempt's result); sizes at which attempt raises EdgecError EC1603 to EC1605 are passed over.
+    """Up to `count` (sizes, attempt's result). Sizes at which attempt raises EC1603 to EC1605 are passed over.
 
     Raises the first of these errors if nothing fits.
     """

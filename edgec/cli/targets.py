@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from edgec.cli.common import Common, bytes_text, fields, print_json, table
+from edgec.cli.common import COMMON, Common, bytes_text, fields, print_json, table
 
 
-def targets(name: str | None = None, /, *, common: Common = Common()) -> int:
+def targets(name: str | None = None, /, *, common: Common = COMMON) -> int:
     """List the targets, or show one.
 
     Parameters

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from edgec.cli.common import Common, existing, parse_dims, print_json, read_array, split_pair, table
+from edgec.cli.common import COMMON, Common, existing, parse_dims, print_json, read_array, split_pair, table
 from edgec.errors import EdgecError
 
 
@@ -23,7 +23,7 @@ def verify(
     seed: int = 0,
     threads: int | None = None,
     by: Literal["onnxruntime", "reference"] | None = None,
-    common: Common = Common(),
+    common: Common = COMMON,
 ) -> int:
     """Compare an artifact's outputs with the source model's; exit status 1 where one is beyond the tolerance.
 

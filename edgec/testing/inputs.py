@@ -1,4 +1,4 @@
-"""Random inputs that suit a model: sizes of its symbolic dims, indices inside the tables that they index, masks of ones."""
+"""Random inputs that suit a model: sizes of symbolic dims, indices inside the tables they index, masks of ones."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def size_of(dim: int | str, dims: Mapping[str, int]) -> int:
 def random_inputs(
     inputs: Iterable[Port], dims: Mapping[str, int], ranges: Mapping[str, tuple[int, int]] | None = None, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """An array for each input: floats normal, integers within `ranges` (else 0 or 1), masks ones, positions counting up.
+    """An array for each input: floats normal, integers within `ranges` (else 0 or 1), masks ones, positions 0, 1, ...
 
     dims: the size of each symbol.
     """

@@ -8,7 +8,7 @@ export PATH := $(abspath $(dir $(PYTHON))):$(PATH)
 JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 BUILD ?= build/dev
 SOURCES = $(shell find edgec csrc targets -type f -not -name '*.so' -not -name '*.pyc' 2>/dev/null) pyproject.toml CMakeLists.txt
-CXX_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc')
+CXX_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h')
 PIP = $(PYTHON) -m pip --disable-pip-version-check -q
 TESTS ?= tests
 

@@ -91,7 +91,9 @@ def attention(w: Writer, x: str, mask: str, layer: str, heads: int, size: int) -
 
 def embeddings(w: Writer, eps: float) -> str:
     y = w.op("Gather", w.weight("embeddings.word_embeddings.weight"), "input_ids", name="embeddings/words")
-    kinds = w.op("Gather", w.weight("embeddings.token_type_embeddings.weight"), "token_type_ids", name="embeddings/kinds")
+    kinds = w.op(
+        "Gather", w.weight("embeddings.token_type_embeddings.weight"), "token_type_ids", name="embeddings/kinds"
+    )
     y = w.op("Add", y, kinds, name="embeddings/Add")
     seq = w.op("Shape", "input_ids", name="embeddings/Shape", start=1, end=2)
     places = w.weight("embeddings.position_embeddings.weight")

@@ -94,6 +94,7 @@ def quantize(
     search: bool = True,
     importance: np.ndarray | None = None,
     threads: int = 1,
+    kernel: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Quantizes w [N, K] float32 per group along K: q [N, K], scale float16 and zero uint8 (or None) [N, groups].
 
@@ -101,7 +102,7 @@ def quantize(
     uint8 otherwise. group 0: one group for the row. search: minimise the squared error, weighted by importance [K],
     over scale and zero point; otherwise the scale is max|w| / 7 (or 127), asymmetric (max - min) / 15.
     """
-    return _call("quantize", _k.quantize, w, bits, group, symmetric, search, importance, threads)
+    return _call("quantize", _k.quantize, w, bits, group, symmetric, search, importance, threads, kernel or "")
 
 
 def dequantize(q: np.ndarray, scale: np.ndarray, zero: np.ndarray | None = None, group: int = 32) -> np.ndarray:
@@ -156,14 +157,19 @@ def gemm(
 
 
 def matmul(
-    a: np.ndarray, b: np.ndarray, alpha: float = 1.0, threads: int = 1, out: np.ndarray | None = None
+    a: np.ndarray,
+    b: np.ndarray,
+    alpha: float = 1.0,
+    threads: int = 1,
+    out: np.ndarray | None = None,
+    kernel: str | None = None,
 ) -> np.ndarray:
     """alpha * a @ b of float32 [.., M, K] and [.., K, N], any strides, batch axes broadcast."""
     rank = max(a.ndim, b.ndim)
     a, b = a.reshape((1,) * (rank - a.ndim) + a.shape), b.reshape((1,) * (rank - b.ndim) + b.shape)
     if out is None:
         out = np.empty((*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]), np.float32)
-    _call("matmul", _k.matmul, a, b, out, alpha, threads)
+    _call("matmul", _k.matmul, a, b, out, alpha, threads, kernel or "")
     return out
 
 
@@ -178,6 +184,7 @@ def attention(
     softcap: float = 0.0,
     threads: int = 1,
     out: np.ndarray | None = None,
+    kernel: str | None = None,
 ) -> np.ndarray:
     """softmax(scale * q k^T + mask) v of f32 q [B, H, Sq, D], k [B, Hkv, Skv, D], v [B, Hkv, Skv, Dv]; Hkv divides H.
 
@@ -187,21 +194,29 @@ def attention(
     if out is None:
         out = np.empty((*q.shape[:3], v.shape[3]), np.float32)
     scale = q.shape[3] ** -0.5 if scale is None else scale
-    _call("attention", _k.attention, q, k, v, mask, out, scale, softcap, causal, causal_offset, threads)
+    _call("attention", _k.attention, q, k, v, mask, out, scale, softcap, causal, causal_offset, threads, kernel or "")
     return out
 
 
-def gather(format: str, packed: np.ndarray, rows: int, dim: int, indices: np.ndarray, threads: int = 1) -> np.ndarray:
+def gather(
+    format: str,
+    packed: np.ndarray,
+    rows: int,
+    dim: int,
+    indices: np.ndarray,
+    threads: int = 1,
+    kernel: str | None = None,
+) -> np.ndarray:
     """Dequantized rows of a packed table [rows, dim]: float32 [*indices.shape, dim].
 
     Raises EC1605 for an index out of [-rows, rows).
     """
     indices = np.ascontiguousarray(indices, np.int64)
     out = np.empty((*indices.shape, dim), np.float32)
-    _call("gather", _k.gather, format, packed, rows, dim, indices, out, threads)
+    _call("gather", _k.gather, format, packed, rows, dim, indices, out, threads, kernel or "")
     return out
 
 
-def activate(act: str, x: np.ndarray) -> np.ndarray:
+def activate(act: str, x: np.ndarray, kernel: str | None = None) -> np.ndarray:
     """act(x) elementwise, as the epilogues compute it."""
-    return _call("activate", _k.activate, act, x)
+    return _call("activate", _k.activate, act, x, kernel or "")

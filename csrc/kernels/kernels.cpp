@@ -33,15 +33,9 @@ const Op kOps[] = {
 
 bool runs_here(uint32_t features) { return (features & ~cpu_feature_bits()) == 0; }
 
-const IsaOps& best_ops() {
-  static const IsaOps* best = [] {
-    const Op* found = nullptr;
-    for (const Op& op : kOps) {
-      if (runs_here(op.info.features) && (!found || op.info.priority > found->info.priority)) found = &op;
-    }
-    return found->ops;
-  }();
-  return *best;
+const IsaOps& ops_or_best(const IsaOps* ops) {
+  static const IsaOps* best = select_ops();
+  return ops ? *ops : *best;
 }
 
 uint8_t* align64(void* p) { return reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(p) + 63) & ~uintptr_t{63}); }
@@ -49,6 +43,15 @@ uint8_t* align64(void* p) { return reinterpret_cast<uint8_t*>((reinterpret_cast<
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
+
+const IsaOps* select_ops(std::string_view name) {
+  const Op* best = nullptr;
+  for (const Op& op : kOps) {
+    if (!runs_here(op.info.features)) continue;
+    if (name.empty() ? !best || op.info.priority > best->info.priority : name == op.info.name) best = &op;
+  }
+  return best ? best->ops : nullptr;
+}
 
 const LinearKernel* select_linear(const Format& format, int64_t m, std::string_view name) {
   const LinearKernel* best = nullptr;
@@ -117,34 +120,37 @@ size_t matmul_scratch_bytes(const MatmulArgs& args, int workers) {
   return static_cast<size_t>(args.k) * kPanel * sizeof(float) * workers + 64;
 }
 
-void matmul_f32(const MatmulArgs& args, const ParallelFor& pool, void* scratch) {
-  best_ops().matmul(args, pool, align64(scratch));
+void matmul_f32(const MatmulArgs& args, const ParallelFor& pool, void* scratch, const IsaOps* ops) {
+  ops_or_best(ops).matmul(args, pool, align64(scratch));
 }
 
 size_t attention_scratch_bytes(const AttentionArgs& args, int workers) {
-  return static_cast<size_t>(best_ops().attention_floats(args)) * sizeof(float) * workers + 64;
+  const int64_t floats = std::max(ops_or_best(nullptr).attention_floats(args), kOps_generic.attention_floats(args));
+  return static_cast<size_t>(floats) * sizeof(float) * workers + 64;
 }
 
-void attention_f32(const AttentionArgs& args, const ParallelFor& pool, void* scratch) {
-  best_ops().attention(args, pool, align64(scratch));
+void attention_f32(const AttentionArgs& args, const ParallelFor& pool, void* scratch, const IsaOps* ops) {
+  ops_or_best(ops).attention(args, pool, align64(scratch));
 }
 
 bool gather_rows(const Format& format, const void* packed, int64_t rows, int64_t dim, const int64_t* indices,
-                 int64_t count, float* out, const ParallelFor& pool) {
+                 int64_t count, float* out, const ParallelFor& pool, const IsaOps* ops) {
   for (int64_t i = 0; i < count; ++i) {
     if (indices[i] < -rows || indices[i] >= rows) return false;
   }
   parallel(pool, count, 1 + (1 << 15) / (1 + dim), [&](int64_t begin, int64_t end, int) {
-    best_ops().gather(format, packed, rows, dim, indices, begin, end, out);
+    ops_or_best(ops).gather(format, packed, rows, dim, indices, begin, end, out);
   });
   return true;
 }
 
-void quantize_rows(const QuantizeArgs& args, int64_t row_begin, int64_t row_end) {
-  best_ops().quantize(args, row_begin, row_end);
+void quantize_rows(const QuantizeArgs& args, int64_t row_begin, int64_t row_end, const IsaOps* ops) {
+  ops_or_best(ops).quantize(args, row_begin, row_end);
 }
 
-void apply_activation(Activation act, const float* x, int64_t n, float* y) { best_ops().math(act, x, n, y); }
+void apply_activation(Activation act, const float* x, int64_t n, float* y, const IsaOps* ops) {
+  ops_or_best(ops).math(act, x, n, y);
+}
 
 const char* family_name(Family family) {
   switch (family) {

@@ -55,6 +55,11 @@ void pack_panels(const Format& format, const void* q, const uint16_t* scale, con
 void unpack_panels(const Format& format, const void* packed, int64_t n, int64_t k, int64_t panel_begin,
                    int64_t panel_end, void* q, uint16_t* scale, uint8_t* zero);
 
+// Everything but linear for one instruction set; `name` is any of its entries in the table ("" chooses the best of this
+// CPU). Null: unknown, or this CPU cannot run it. Where a call takes one, null stands for the best.
+struct IsaOps;
+const IsaOps* select_ops(std::string_view name = {});
+
 // ---- Weight quantization: round to nearest with a search for the scale ----
 
 struct QuantizeArgs {
@@ -67,7 +72,7 @@ struct QuantizeArgs {
   uint16_t* scale;          // f16 bits [n, groups]
   uint8_t* zero;            // [n, groups], asymmetric only
 };
-void quantize_rows(const QuantizeArgs& args, int64_t row_begin, int64_t row_end);
+void quantize_rows(const QuantizeArgs& args, int64_t row_begin, int64_t row_end, const IsaOps* ops = nullptr);
 
 // ---- linear: y = act(x @ W.T + bias) + residual ----
 
@@ -111,7 +116,7 @@ struct MatmulArgs {
   float alpha = 1.0f;
 };
 size_t matmul_scratch_bytes(const MatmulArgs& args, int workers);
-void matmul_f32(const MatmulArgs& args, const ParallelFor& pool, void* scratch);
+void matmul_f32(const MatmulArgs& args, const ParallelFor& pool, void* scratch, const IsaOps* ops = nullptr);
 
 // out[b, h, i] = softmax_j(scale * q[b, h, i] . k[b, h / (heads / kv_heads), j] + mask[b, h, i, j]) @ v. Strides in
 // elements; the last axis of q, k, v, mask and out is contiguous (mask's may be 0: one value for all j).
@@ -128,14 +133,14 @@ struct AttentionArgs {
   int64_t causal_offset = 0;
 };
 size_t attention_scratch_bytes(const AttentionArgs& args, int workers);
-void attention_f32(const AttentionArgs& args, const ParallelFor& pool, void* scratch);
+void attention_f32(const AttentionArgs& args, const ParallelFor& pool, void* scratch, const IsaOps* ops = nullptr);
 
 // out[i] = dequantized row indices[i] of a packed table of kS8Row format; false: an index is out of [-rows, rows).
 bool gather_rows(const Format& format, const void* packed, int64_t rows, int64_t dim, const int64_t* indices,
-                 int64_t count, float* out, const ParallelFor& pool);
+                 int64_t count, float* out, const ParallelFor& pool, const IsaOps* ops = nullptr);
 
 // y = act(x), elementwise; not kSwiglu.
-void apply_activation(Activation act, const float* x, int64_t n, float* y);
+void apply_activation(Activation act, const float* x, int64_t n, float* y, const IsaOps* ops = nullptr);
 
 // ---- The table, for listings, tests and benchmarks ----
 

@@ -13,11 +13,7 @@
 #include <vector>
 
 #include "kernels/cpu_features.h"
-#if __has_include("runtime/thread_pool.h")
 #include "runtime/thread_pool.h"
-#else
-#define EDGEC_NO_POOL
-#endif
 
 namespace py = pybind11;
 namespace ek = edgec::kernels;
@@ -42,35 +38,41 @@ int64_t groups_of(const ek::Format& format, int64_t k) {
   return (k + group - 1) / group;
 }
 
+// Lends the process's pool of that many threads, kept for the next call.
 struct Lent {
   explicit Lent(int threads) {
     require(threads >= 1 && threads <= 256, "threads must be 1 to 256");
-#ifndef EDGEC_NO_POOL
-    pool = edgec::ThreadPool::get(threads);
+    static auto* kept = new std::map<int, std::shared_ptr<edgec::ThreadPool>>;
+    pool = (*kept)[threads] = edgec::ThreadPool::get(threads);
     lend.context = pool.get();
     lend.workers = pool->threads();
     lend.run = [](void* context, int64_t n, int64_t grain, void* body_context, ek::ParallelFor::Body body) {
       static_cast<edgec::ThreadPool*>(context)->parallel_for(
           n, grain, [=](int64_t begin, int64_t end, int worker) { body(body_context, begin, end, worker); });
     };
-#endif
   }
-#ifndef EDGEC_NO_POOL
   std::shared_ptr<edgec::ThreadPool> pool;
-#endif
   ek::ParallelFor lend;
 };
+
+const ek::IsaOps* ops_of(const std::string& name) {
+  const ek::IsaOps* ops = ek::select_ops(name);
+  require(ops != nullptr, "no kernel '" + name + "' on this CPU");
+  return ops;
+}
 
 // Row stride of a [rows, columns] float array whose columns are contiguous.
 int64_t row_stride(const Floats& array, int64_t columns, const char* name) {
   require(array.ndim() == 2, std::string(name) + " must have two axes");
-  require(columns <= 1 || array.strides(1) == sizeof(float), std::string(name) + "'s columns must be contiguous");
+  require(array.size() == 0 || columns <= 1 || array.strides(1) == sizeof(float),
+          std::string(name) + "'s columns must be contiguous");
   require(array.strides(0) % static_cast<int64_t>(sizeof(float)) == 0, std::string(name) + " is misaligned");
   return array.strides(0) / static_cast<int64_t>(sizeof(float));
 }
 
 py::tuple quantize(const py::array_t<float, py::array::c_style | py::array::forcecast>& w, int bits, int group,
-                   bool symmetric, bool search, const py::object& importance, int threads) {
+                   bool symmetric, bool search, const py::object& importance, int threads, const std::string& kernel) {
+  const ek::IsaOps* ops = ops_of(kernel);
   require(w.ndim() == 2, "w must be [N, K]");
   require(bits == 4 || bits == 8, "bits must be 4 or 8");
   require(group >= 0, "group must not be negative");
@@ -106,7 +108,7 @@ py::tuple quantize(const py::array_t<float, py::array::c_style | py::array::forc
   {
     py::gil_scoped_release release;
     ek::parallel(pool.lend, n, 1 + 4096 / (1 + k),
-                 [&](int64_t begin, int64_t end, int) { ek::quantize_rows(args, begin, end); });
+                 [&](int64_t begin, int64_t end, int) { ek::quantize_rows(args, begin, end, ops); });
   }
   return py::make_tuple(q, scale, zero);
 }
@@ -240,7 +242,8 @@ void gemm(const Floats& x, const Bytes& packed, const std::string& name, int64_t
 
 int64_t stride_of(const Floats& a, int axis) { return a.strides(axis) / static_cast<int64_t>(sizeof(float)); }
 
-void matmul(const Floats& a, const Floats& b, Floats& out, float alpha, int threads) {
+void matmul(const Floats& a, const Floats& b, Floats& out, float alpha, int threads, const std::string& kernel) {
+  const ek::IsaOps* ops = ops_of(kernel);
   const int rank = static_cast<int>(out.ndim());
   require(rank >= 2 && a.ndim() == rank && b.ndim() == rank && rank - 2 <= ek::kMaxBatchRank,
           "a, b and out must have the same rank, 2 to 8");
@@ -248,7 +251,7 @@ void matmul(const Floats& a, const Floats& b, Floats& out, float alpha, int thre
   args.m = a.shape(rank - 2), args.k = a.shape(rank - 1), args.n = b.shape(rank - 1);
   require(b.shape(rank - 2) == args.k && out.shape(rank - 2) == args.m && out.shape(rank - 1) == args.n,
           "a is [.., M, K], b [.., K, N], out [.., M, N]");
-  require(args.n <= 1 || stride_of(out, rank - 1) == 1, "out's columns must be contiguous");
+  require(out.size() == 0 || args.n <= 1 || stride_of(out, rank - 1) == 1, "out's columns must be contiguous");
   args.batch_rank = rank - 2;
   for (int i = 0; i < rank - 2; ++i) {
     args.batch[i] = out.shape(i);
@@ -265,11 +268,12 @@ void matmul(const Floats& a, const Floats& b, Floats& out, float alpha, int thre
   const Lent pool(threads);
   const std::unique_ptr<uint8_t[]> scratch(new uint8_t[ek::matmul_scratch_bytes(args, pool.lend.workers)]);
   py::gil_scoped_release release;
-  ek::matmul_f32(args, pool.lend, scratch.get());
+  ek::matmul_f32(args, pool.lend, scratch.get(), ops);
 }
 
 void attention(const Floats& q, const Floats& k, const Floats& v, const py::object& mask, Floats& out, float scale,
-               float softcap, bool causal, int64_t causal_offset, int threads) {
+               float softcap, bool causal, int64_t causal_offset, int threads, const std::string& kernel) {
+  const ek::IsaOps* ops = ops_of(kernel);
   require(q.ndim() == 4 && k.ndim() == 4 && v.ndim() == 4 && out.ndim() == 4, "q, k, v and out are [B, H, S, D]");
   ek::AttentionArgs args;
   args.batch = q.shape(0), args.heads = q.shape(1), args.q_len = q.shape(2), args.dim = q.shape(3);
@@ -282,7 +286,8 @@ void attention(const Floats& q, const Floats& k, const Floats& v, const py::obje
               out.shape(3) == args.v_dim,
           "out must be [B, H, Sq, Dv]");
   const auto strides = [](const Floats& a, int64_t to[3], const char* name) {
-    require(a.shape(3) <= 1 || stride_of(a, 3) == 1, std::string(name) + "'s last axis must be contiguous");
+    require(a.size() == 0 || a.shape(3) <= 1 || stride_of(a, 3) == 1,
+            std::string(name) + "'s last axis must be contiguous");
     for (int i = 0; i < 3; ++i) to[i] = stride_of(a, i);
   };
   strides(q, args.q_stride, "q"), strides(k, args.k_stride, "k"), strides(v, args.v_stride, "v");
@@ -303,12 +308,13 @@ void attention(const Floats& q, const Floats& k, const Floats& v, const py::obje
   const Lent pool(threads);
   const std::unique_ptr<uint8_t[]> scratch(new uint8_t[ek::attention_scratch_bytes(args, pool.lend.workers)]);
   py::gil_scoped_release release;
-  ek::attention_f32(args, pool.lend, scratch.get());
+  ek::attention_f32(args, pool.lend, scratch.get(), ops);
 }
 
 void gather(const std::string& name, const Bytes& packed, int64_t rows, int64_t dim,
             const py::array_t<int64_t, py::array::c_style>& indices, py::array_t<float, py::array::c_style>& out,
-            int threads) {
+            int threads, const std::string& kernel) {
+  const ek::IsaOps* ops = ops_of(kernel);
   const ek::Format& format = format_of(name);
   require(format.family == ek::Family::kS8Row, "'" + name + "' is not a table format");
   check_packed(format, packed, rows, dim);
@@ -318,7 +324,7 @@ void gather(const std::string& name, const Bytes& packed, int64_t rows, int64_t 
   {
     py::gil_scoped_release release;
     ok = ek::gather_rows(format, packed.data(), rows, dim, indices.data(), indices.size(), out.mutable_data(),
-                         pool.lend);
+                         pool.lend, ops);
   }
   if (!ok) throw py::index_error("an index is out of range for " + std::to_string(rows) + " rows");
 }
@@ -366,15 +372,16 @@ void bind_kernels(py::module_& module) {
         py::arg("k"), py::arg("out").noconvert(), py::arg("bias"), py::arg("act"), py::arg("residual"),
         py::arg("threads"), py::arg("kernel"));
   m.def("matmul", &matmul, py::arg("a").noconvert(), py::arg("b").noconvert(), py::arg("out").noconvert(),
-        py::arg("alpha"), py::arg("threads"));
+        py::arg("alpha"), py::arg("threads"), py::arg("kernel"));
   m.def("attention", &attention, py::arg("q").noconvert(), py::arg("k").noconvert(), py::arg("v").noconvert(),
         py::arg("mask"), py::arg("out").noconvert(), py::arg("scale"), py::arg("softcap"), py::arg("causal"),
-        py::arg("causal_offset"), py::arg("threads"));
+        py::arg("causal_offset"), py::arg("threads"), py::arg("kernel"));
   m.def("gather", &gather, py::arg("format"), py::arg("packed").noconvert(), py::arg("rows"), py::arg("dim"),
-        py::arg("indices"), py::arg("out").noconvert(), py::arg("threads"));
-  m.def("activate", [](const std::string& act, const py::array_t<float, py::array::c_style | py::array::forcecast>& x) {
+        py::arg("indices"), py::arg("out").noconvert(), py::arg("threads"), py::arg("kernel"));
+  m.def("activate", [](const std::string& act, const py::array_t<float, py::array::c_style | py::array::forcecast>& x,
+                       const std::string& kernel) {
     py::array_t<float> y(std::vector<py::ssize_t>(x.shape(), x.shape() + x.ndim()));
-    ek::apply_activation(activation_of(act), x.data(), x.size(), y.mutable_data());
+    ek::apply_activation(activation_of(act), x.data(), x.size(), y.mutable_data(), ops_of(kernel));
     return y;
   });
   m.def("list", &list_kernels);

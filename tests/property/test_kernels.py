@@ -1,0 +1,255 @@
+"""linear: every kernel of the table against numpy, from packing to the epilogue."""
+
+from __future__ import annotations
+
+from math import erf
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgec import kernels as ek
+from edgec.errors import EdgecError
+from edgec.testing import strategies as es
+
+LINEAR = [k for k in ek.list() if k.op == "linear"]
+EPSILON = float(np.finfo(np.float32).eps)
+
+
+def of_family(kernel: ek.Kernel) -> st.SearchStrategy[ek.Format]:
+    return st.sampled_from([f for f in ek.formats().values() if f.family == kernel.family])
+
+
+def need(kernel: ek.Kernel) -> None:
+    if not kernel.available:
+        pytest.skip(f"this CPU lacks one of {', '.join(kernel.features)}")
+
+
+def quantize_activations(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """int8 values as float64 [M, blocks, 32] and float32 scales [M, blocks], as docs/kernels.md states them."""
+    m, k = x.shape
+    blocks = -(-k // 32)
+    padded = np.zeros((m, blocks * 32), np.float32)
+    padded[:, :k] = x
+    padded = padded.reshape(m, blocks, 32)
+    top = np.abs(padded).max(-1)
+    top = np.where(top < np.float32(2.0**-119), np.float32(0), top)
+    with np.errstate(divide="ignore"):
+        inverse = np.where(top > 0, np.float32(127) / top, np.float32(0)).astype(np.float32)
+    return np.rint(padded * inverse[..., None]).astype(np.float64), (top / np.float32(127)).astype(np.float32)
+
+
+def reference(x: np.ndarray, w: es.QuantizedWeight) -> tuple[np.ndarray, np.ndarray]:
+    """Product in float64 and the sum of its terms' magnitudes: rounding errors are a small multiple of that."""
+    if w.scale is None:
+        a, b = x.astype(np.float64), w.values()
+        return a @ b.T, np.abs(a) @ np.abs(b).T
+    q, scale = quantize_activations(x)
+    blocks = q.shape[1]
+    integers = np.zeros((w.q.shape[0], blocks * 32))
+    integers[:, : w.q.shape[1]] = w.integers()
+    dots = np.einsum("mbi,nbi->mnb", q, integers.reshape(-1, blocks, 32))
+    steps = w.scale.astype(np.float64)[:, np.arange(blocks) * 32 // w.group]
+    terms = dots * scale.astype(np.float64)[:, None] * steps[None]
+    return terms.sum(-1), np.abs(terms).sum(-1)
+
+
+@pytest.mark.parametrize("kernel", LINEAR, ids=lambda k: k.name)
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_linear_matches_reference(kernel, data):
+    need(kernel)
+    w = data.draw(es.quantized_weights(of_family(kernel)))
+    n, k = w.q.shape
+    m = data.draw(es.sizes(20, 6))
+    x = es.guarded(data.draw(es.activations(m, k)), data.draw(st.booleans()))
+    packed = es.guarded(w.pack(), data.draw(st.booleans()))
+    out = es.guarded(np.full((m, n), np.nan, np.float32), data.draw(st.booleans()))
+    threads = data.draw(st.integers(1, 4))
+    ek.gemm(x, packed, w.format.name, n, k, threads=threads, kernel=kernel.name, out=out)
+    want, magnitude = reference(x, w)
+    depth = k if w.scale is None else -(-k // 32)
+    # A term's two scale products and each addition round once; below that, float32's own limits.
+    bound = (depth + 4) * EPSILON * magnitude + 1e-44 * (depth + 1)
+    with np.errstate(over="ignore"):
+        overflow = np.abs(magnitude) > np.finfo(np.float32).max
+    assert (np.abs(out - want) <= bound)[~overflow].all()
+
+
+@pytest.mark.parametrize("kernel", [k for k in LINEAR if k.family != "f32n16"], ids=lambda k: k.name)
+@settings(deadline=None, max_examples=30)
+@given(data=st.data())
+def test_integer_part_is_exact(kernel, data):
+    need(kernel)
+    w = data.draw(es.quantized_weights(of_family(kernel), k=es.sizes(200, 32), unit_scale=True))
+    n, k = w.q.shape
+    m = data.draw(es.sizes(14, 6))
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    x = rng.integers(-127, 127, (m, k), endpoint=True).astype(np.float32)
+    x[:, ::32] = data.draw(st.sampled_from((-127, 127)))  # scale exactly 1
+    if data.draw(st.booleans()):
+        x = np.full_like(x, x[0, 0])
+    out = ek.gemm(x, w.pack(), w.format.name, n, k, kernel=kernel.name)
+    assert (out == x.astype(np.float64) @ w.integers().T).all()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    w=st.sampled_from(("linear", "gather")).flatmap(lambda op: es.quantized_weights(es.formats(op))),
+    threads=st.integers(1, 4),
+)
+def test_pack_then_unpack_is_identity(w, threads):
+    packed = w.pack(threads)
+    n, k = w.q.shape
+    assert packed.nbytes == ek.packed_nbytes(w.format.name, n, k)
+    q, scale, zero = ek.unpack(w.format.name, es.guarded(packed), n, k, threads)
+    assert (q == w.q).all()
+    for got, want in ((scale, w.scale), (zero, w.zero)):
+        assert (got is None and want is None) or got.tobytes() == want.tobytes()
+
+
+@pytest.mark.parametrize("kernel", LINEAR, ids=lambda k: k.name)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_non_finite_row_is_nan_and_stays_in_its_row(kernel, bad):
+    need(kernel)
+    rng = np.random.default_rng(0)
+    fmt = next(f for f in ek.formats().values() if f.family == kernel.family)
+    w = rng.standard_normal((20, 70)).astype(np.float32)
+    packed = (
+        ek.pack(fmt.name, w)
+        if fmt.bits == 32
+        else ek.pack(fmt.name, *ek.quantize(w, fmt.bits, fmt.group, fmt.symmetric))
+    )
+    x = rng.standard_normal((5, 70)).astype(np.float32)
+    clean = ek.gemm(x, packed, fmt.name, 20, 70, kernel=kernel.name)
+    x[2, 40] = bad
+    out = ek.gemm(x, packed, fmt.name, 20, 70, kernel=kernel.name)
+    assert not np.isfinite(out[2]).any() and (np.isnan(out[2]).all() or fmt.bits == 32)
+    assert (np.delete(out, 2, 0) == np.delete(clean, 2, 0)).all()
+
+
+ORACLES = {
+    "none": lambda v: v,
+    "relu": lambda v: np.maximum(v, 0),
+    "gelu": lambda v: 0.5 * v * (1 + np.vectorize(erf)(v / np.sqrt(2))),
+    "gelu_tanh": lambda v: 0.5 * v * (1 + np.tanh(np.sqrt(2 / np.pi) * (v + 0.044715 * v**3))),
+    "silu": lambda v: v / (1 + np.exp(-v)),
+    "tanh": np.tanh,
+    "sigmoid": lambda v: 1 / (1 + np.exp(-v)),
+}
+
+
+@pytest.mark.parametrize("kernel", LINEAR, ids=lambda k: k.name)
+@settings(deadline=None, max_examples=25)
+@given(data=st.data())
+def test_epilogue(kernel, data):
+    need(kernel)
+    w = data.draw(es.quantized_weights(of_family(kernel), unit_scale=True, k=es.sizes(64, 32)))
+    n, k = w.q.shape
+    m, act = data.draw(es.sizes(9, 6)), data.draw(st.sampled_from(tuple(ORACLES)))
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    x = (rng.standard_normal((m, k)) * 0.01).astype(np.float32)
+    bias = es.guarded(rng.standard_normal(n).astype(np.float32)) if data.draw(st.booleans()) else None
+    # The residual and the result are columns of wider arrays, so that rows have a stride.
+    wide = es.guarded(rng.standard_normal((m, n + 3)).astype(np.float32))
+    residual = wide[:, 3:] if data.draw(st.booleans()) else None
+    out = es.guarded(np.zeros((m, n + 5), np.float32))
+    name = w.format.name
+    ek.gemm(x, w.pack(), name, n, k, bias, act, residual, data.draw(st.integers(1, 3)), kernel.name, out[:, 5:])
+    want = ek.gemm(x, w.pack(), name, n, k, kernel=kernel.name).astype(np.float64)
+    want = ORACLES[act](want + (0 if bias is None else bias)) + (0 if residual is None else residual)
+    np.testing.assert_allclose(out[:, 5:], want, rtol=3e-6, atol=3e-6)
+    assert (out[:, :5] == 0).all()
+
+
+@pytest.mark.parametrize("fmt", [f.name for f in ek.formats().values() if f.op == "linear"])
+def test_swiglu_multiplies_gate_and_up(fmt):
+    rng = np.random.default_rng(1)
+    gate, up = rng.standard_normal((2, 24, 64)).astype(np.float32)
+    w = np.stack([gate.reshape(3, 8, 64), up.reshape(3, 8, 64)], 1).reshape(48, 64)
+    f = ek.formats()[fmt]
+    q = (w,) if f.bits == 32 else ek.quantize(w, f.bits, f.group, f.symmetric)
+    value = w if f.bits == 32 else ek.dequantize(*q, group=f.group)
+    x = np.sign(rng.standard_normal((7, 64))).astype(np.float32)  # exact in int8 but for the rounding of the scale
+    both = (x @ value.T).reshape(7, 3, 2, 8)
+    bias = rng.standard_normal(48).astype(np.float32)
+    out = ek.gemm(x, ek.pack(fmt, *q), fmt, 48, 64, bias=bias, act="swiglu")
+    both = both + bias.reshape(3, 2, 8)
+    want = ORACLES["silu"](both[:, :, 0]) * both[:, :, 1]
+    np.testing.assert_allclose(out, want.reshape(7, 24), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", [k for k in ek.list() if k.op == "quantize"], ids=lambda k: k.name)
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+def test_quantize(kernel, data):
+    need(kernel)
+    bits, symmetric = data.draw(st.sampled_from(((4, True), (4, False), (8, True))))
+    group = data.draw(st.sampled_from((32, 64, 128, 0)))
+    shape = (data.draw(es.sizes(6)), data.draw(es.sizes(300, 32)))
+    rng = np.random.default_rng(data.draw(st.integers(0, 999)))
+    w = rng.standard_normal(shape).astype(np.float32) + np.float32(data.draw(st.sampled_from((0, 0.5, -3))))
+    w = es.guarded(w * np.float32(data.draw(st.sampled_from((1, 1e-2, 1e3, 0)))))
+    error = []
+    for search in (False, True):
+        q, scale, zero = ek.quantize(w, bits, group, symmetric, search, threads=2, kernel=kernel.name)
+        assert q.dtype == (np.int8 if symmetric else np.uint8) and (zero is None) == symmetric
+        low, high = (0, 15) if not symmetric else (-8, 7) if bits == 4 else (-127, 127)
+        assert q.min() >= low and q.max() <= high
+        value = ek.dequantize(q, scale, zero, group)
+        size = group or shape[1]
+        if not search:
+            # Nothing is clipped without a search: half a step, and what f16 does to the step over the whole range.
+            step = np.abs(scale.astype(np.float32))[:, np.arange(shape[1]) // size]
+            slack = 1 if not symmetric else 0.5  # the zero point itself is rounded
+            assert (np.abs(value - w) <= step * (slack + 0.01 + high * 2.0**-10) + 1e-6).all()
+        pad = ((0, 0), (0, -shape[1] % size))
+        error.append((np.pad(value - w.astype(np.float64), pad).reshape(shape[0], -1, size) ** 2).sum(-1))
+    # The search does not foresee the rounding of the step to f16, at most 2^-11 of each weight.
+    energy = (np.pad(w.astype(np.float64), pad).reshape(shape[0], -1, size) ** 2).sum(-1)
+    assert (error[1] <= error[0] * 1.02 + energy * 2.0**-22 + 1e-12).all()
+
+
+def test_importance_moves_error_to_columns_that_do_not_matter():
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((64, 256)).astype(np.float32)
+    importance = np.where(np.arange(256) % 4 == 0, 100, 1).astype(np.float32)
+
+    def loss(h):
+        q, s, z = ek.quantize(w, 4, 32, False, importance=h)
+        return (((ek.dequantize(q, s, z) - w) ** 2) * importance).sum()
+
+    assert loss(importance) < 0.7 * loss(None)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: ek.pack("nope", np.zeros((1, 1), np.int8), np.ones((1, 1), np.float16)),
+        lambda: ek.pack("s4g32n16k4", np.zeros((1, 1), np.uint8), np.ones((1, 1), np.float16)),
+        lambda: ek.pack("s4g32n16k4", np.zeros((1, 64), np.int8), np.ones((1, 1), np.float16)),
+        lambda: ek.pack("u4g32n16k4", np.zeros((1, 32), np.uint8), np.ones((1, 1), np.float16)),
+        lambda: ek.unpack("s4g32n16k4", np.zeros(10, np.uint8), 16, 32),
+        lambda: ek.gemm(np.zeros((1, 32), np.float32), np.zeros(9, np.uint8), "s4g32n16k4", 16, 32),
+        lambda: ek.gemm(np.zeros((1, 32)), np.zeros(288, np.uint8), "s4g32n16k4", 16, 32),
+        lambda: ek.gemm(np.zeros((32, 1), np.float32).T[:, ::-1], np.zeros(288, np.uint8), "s4g32n16k4", 16, 32),
+        lambda: ek.gemm(np.zeros((1, 32), np.float32), np.zeros(288, np.uint8), "s4g32n16k4", 16, 32, kernel="no"),
+        lambda: ek.gemm(np.zeros((1, 32), np.float32), np.zeros(288, np.uint8), "s4g32n16k4", 16, 32, act="no"),
+        lambda: ek.quantize(np.zeros((2, 2), np.float32), bits=3),
+    ],
+)
+def test_wrong_calls_are_refused(call):
+    with pytest.raises(EdgecError):
+        call()
+
+
+def test_names_follow_the_grammar():
+    for k in ek.list():
+        op, dst, *_operands, tile, isa = k.name.split("_")
+        assert len(k.name.split("_")) == 6, k.name
+        assert op == k.op and dst in {"f32", "u4"} and isa in {"avx2", "generic"}, k.name
+        assert all(part.isdigit() for part in tile.split("x")), k.name
+    assert len({k.name for k in ek.list()}) == len(ek.list())
+    for f in ek.formats().values():
+        assert any(k.family == f.family and not k.features for k in LINEAR) or f.op == "gather", f.name

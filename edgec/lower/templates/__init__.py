@@ -1,0 +1,9 @@
+"""Code generators by kind of group. Each emits into a Builder and returns (extent, grain)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from edgec.lower.templates import map as map_
+
+TEMPLATES: dict[str, Callable] = {"map": map_.build}

@@ -1,0 +1,137 @@
+"""Groups of IR nodes to one relocatable object: functions with the raw C ABI int32 f(args..., int64 begin, int64 end).
+
+Templates emit flat TIR, as LLVM's code generator takes it: no TVM pass runs, and compiling costs LLVM's time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import tvm
+
+from edgec.errors import EdgecError
+from edgec.ir import ops as _ops  # noqa: F401  fills the op table
+from edgec.ir.dims import Dim, Expr, substitute, symbol, symbols_of
+from edgec.ir.node import Data, Node
+from edgec.ir.types import TensorType
+from edgec.lower.groups import Compiled, Group
+from edgec.lower.templates import TEMPLATES
+from edgec.lower.templates.builder import Builder
+from edgec.lower.templates.index import inline_scalar
+from edgec.targets import Target
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """A compiled function in terms of its first group: numbers of its values and its symbols, renamed s0, s1, ..."""
+
+    symbol: str
+    args: tuple
+    extent: Dim
+    grain: int
+
+
+class TvmBackend:
+    """Collects groups, each structure once, and compiles them together."""
+
+    def __init__(self, target: Target):
+        self.target = target
+        self.tvm_target = tvm.target.Target(tvm_target(target))
+        self._functions: dict[str, object] = {}
+        self._known: dict[str, _Shape] = {}
+
+    def add(self, group: Group) -> Compiled:
+        """The call of the group's function, which compile() will define.
+
+        Raises EdgecError EC1401 where the template can't do it.
+        """
+        structure = _Structure(group)
+        known = self._known.get(structure.key)
+        if known is None:
+            known = self._known[structure.key] = self._generate(group, structure)
+        back = {f"s{i}": symbol(name) for name, i in structure.symbols.items()}
+        values = {number: node for node, number in structure.numbers.items()}
+
+        def bound(arg):
+            return ("value", values[arg[1]]) if arg[0] == "value" else (arg[0], substitute(arg[1], back))
+
+        return Compiled(known.symbol, tuple(map(bound, known.args)), substitute(known.extent, back), known.grain)
+
+    def _generate(self, group: Group, structure: _Structure) -> _Shape:
+        digest = hashlib.blake2b(structure.key.encode(), digest_size=6).hexdigest()
+        name = f"{group.kind}_{group.outputs[0].op}_{digest}"
+        b = Builder()
+        extent, grain = TEMPLATES[group.kind](group, b, self.target)
+        self._functions[name] = b.function(name, self.tvm_target)
+        there = {name: symbol(f"s{i}") for name, i in structure.symbols.items()}
+
+        def free(arg):
+            return ("value", structure.numbers[arg[1]]) if arg[0] == "value" else (arg[0], substitute(arg[1], there))
+
+        return _Shape(name, tuple(map(free, b.args)), substitute(extent, there), grain)
+
+    def add_function(self, name: str, function) -> None:
+        """A TIR function of that name, made otherwise: flat (lower_scheduled does that) and with the raw ABI."""
+        self._functions[name] = function.with_attr("target", self.tvm_target)
+
+    def compile(self) -> bytes:
+        """One object with every function. Raises EdgecError EC1403 if TVM fails."""
+        if not self._functions:
+            return b""
+        try:
+            module = tvm.IRModule(dict(sorted(self._functions.items())))
+            built = tvm.get_global_func("target.build.llvm")(module, self.tvm_target)
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "code.o"
+                built.write_to_file(str(path))
+                return path.read_bytes()
+        except Exception as e:
+            raise EdgecError("EC1403", f"TVM could not compile the model's functions: {e}") from e
+
+
+def tvm_target(target: Target) -> dict:
+    """TVM's description of a target."""
+    found = {"kind": "llvm", "mtriple": target.triple, "mcpu": target.cpu}
+    return found | ({"mattr": list(target.features)} if target.features else {})
+
+
+class _Structure:
+    """A text that is equal for groups that differ in nothing but names: of symbols, of operands."""
+
+    def __init__(self, group: Group):
+        self.symbols: dict[str, int] = {}
+        self.numbers: dict[Node, int] = {}
+        inside = set(group.nodes)
+        lines = [group.kind]
+        for n in group.nodes:
+            for i in n.operands():
+                if i not in self.numbers:
+                    lines.append(self._operand(i, inside))
+            self.numbers[n] = len(self.numbers)
+            refs = ["-" if i is None else str(self.numbers[i]) for i in n.inputs]
+            attrs = [f"{k}={self._text(v)}" for k, v in sorted(n.attrs.items())]
+            lines.append(f"{self.numbers[n]} {n.op}({','.join(refs)}) {' '.join(attrs)} {self._text(n.type)}")
+        lines.append(f"out {[self.numbers[o] for o in group.outputs]}")
+        self.key = "\n".join(lines)
+
+    def _operand(self, node: Node, inside: set) -> str:
+        assert node not in inside, "a group's nodes are in topological order"
+        self.numbers[node] = len(self.numbers)
+        value = inline_scalar(node)
+        return f"{self.numbers[node]} {self._text(node.type)} {'' if value is None else value}"
+
+    def _text(self, value) -> str:
+        if isinstance(value, Expr):
+            for name in sorted(symbols_of(value)):
+                self.symbols.setdefault(name, len(self.symbols))
+            return str(substitute(value, {name: symbol(f"s{i}") for name, i in self.symbols.items()}))
+        if isinstance(value, TensorType):
+            return f"{value.dtype}[{','.join(map(self._text, value.shape))}]{value.encoding}{value.layout}"
+        if isinstance(value, tuple):
+            return f"({','.join(map(self._text, value))})"
+        if isinstance(value, Data):
+            return str(value.key)
+        return repr(value)

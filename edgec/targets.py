@@ -1,0 +1,126 @@
+"""Targets: what a model is compiled for. Read from targets/*.toml, with inheritance; `host` from this machine's CPU."""
+
+from __future__ import annotations
+
+import os
+import platform
+import tomllib
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from edgec.errors import EdgecError
+
+
+@dataclass(frozen=True)
+class Target:
+    """triple, cpu: LLVM's names. features: LLVM's, beyond those of the cpu. requires: features, by /proc/cpuinfo's names,
+    that the CPU must have when an artifact is loaded. vector_bits: of one register. Caches in bytes, per core except l3.
+    """
+
+    name: str
+    triple: str
+    cpu: str
+    features: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
+    vector_bits: int = 128
+    cores: int = 0  # 0: as many as the machine has
+    l1d: int = 32 << 10
+    l2: int = 512 << 10
+    l3: int = 0
+    packed: tuple[str, ...] = ()  # packed weight formats, the preferred one first; (): the kernel table's own order
+    description: str = ""
+
+    @property
+    def arch(self) -> str:
+        return self.triple.split("-")[0]
+
+
+def folder() -> Path:
+    """Where the files are: inside the installed package, or at the top of a checkout."""
+    here = Path(__file__).resolve().parent
+    inside = here / "targets"
+    return inside if inside.is_dir() else here.parent / "targets"
+
+
+def names() -> list[str]:
+    """All targets that can be asked for."""
+    return ["host", *sorted(p.stem for p in folder().glob("*.toml"))]
+
+
+def load(name: str) -> Target:
+    """The target of this name. Raises EdgecError EC1402 where there is none or its file is wrong."""
+    if name == "host":
+        return host()
+    values = _read(name, ())
+    return Target(name=name, **values)
+
+
+def _read(name: str, above: tuple[str, ...]) -> dict:
+    path = folder() / f"{name}.toml"
+    if "/" in name or not path.is_file():
+        raise EdgecError("EC1402", f"there is no target {name!r}", hint=f"one of: {', '.join(names())}")
+    if name in above:
+        raise EdgecError("EC1402", f"target {name!r} inherits from itself", where=path.name)
+    try:
+        values = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise EdgecError("EC1402", f"target {name!r}: {e}", where=path.name) from e
+    parent = values.pop("inherits", None)
+    merged = _read(parent, (*above, name)) if parent else {}
+    known = {f.name: f.type for f in fields(Target) if f.name != "name"}
+    for key, value in values.items():
+        if key not in known:
+            raise EdgecError("EC1402", f"target {name!r} has an unknown key {key!r}", where=path.name,
+                             hint=f"keys: inherits, {', '.join(known)}")  # fmt: skip
+        expected = {"str": str, "int": int}.get(str(known[key]), list)
+        if not isinstance(value, expected) or isinstance(value, bool):
+            raise EdgecError("EC1402", f"target {name!r}: {key} must be of type {expected.__name__}", where=path.name)
+        merged[key] = tuple(value) if isinstance(value, list) else value
+    if not above:
+        for key in ("triple", "cpu"):
+            if key not in merged:
+                raise EdgecError("EC1402", f"target {name!r} needs {key!r}", where=path.name)
+    return merged
+
+
+def host() -> Target:
+    """The best target that this CPU satisfies, by its flags. Raises EdgecError EC1402 for an unknown architecture."""
+    machine = platform.machine().lower()
+    flags = cpu_flags()
+    if machine in ("x86_64", "amd64"):
+        fitting = [t for t in map(load, ("x86-64-v2", "x86-64-v3")) if flags.issuperset(t.requires)]
+    elif machine in ("aarch64", "arm64"):
+        fitting = [load("aarch64-generic")]
+    else:
+        fitting = []
+    if not fitting:
+        raise EdgecError(
+            "EC1402", f"no target fits this machine ({machine})", hint="pass --target; `edgec targets` lists them"
+        )
+    l1d, l2, l3 = (_cache(k) or default for k, default in ((1, fitting[-1].l1d), (2, fitting[-1].l2), (3, 0)))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return replace(fitting[-1], name="host", cores=cores, l1d=l1d, l2=l2, l3=l3,
+                   description=f"this machine, as {fitting[-1].name}")  # fmt: skip
+
+
+def cpu_flags() -> set[str]:
+    """The CPU's features as Linux names them; empty where the system does not say."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in ("flags", "Features"):
+                return set(value.split())
+    except OSError:
+        pass
+    return set()
+
+
+def _cache(level: int) -> int:
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        try:
+            if int((index / "level").read_text()) == level and (index / "type").read_text().strip() != "Instruction":
+                size = (index / "size").read_text().strip()
+                return int(size[:-1]) << {"K": 10, "M": 20}[size[-1]]
+        except (OSError, ValueError, KeyError):
+            continue
+    return 0

@@ -1,0 +1,185 @@
+"""Random groups of elementwise and movement ops: compiled code against the numpy references."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("tvm")
+from edgec.ir.dims import evaluate, product, symbol
+from edgec.ir.node import constant, make
+from edgec.ir.types import TensorType, numpy_dtype
+from edgec.testing.groups import CompiledGroups, group_of, reference
+
+SETTINGS = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+FLOAT_UNARY = (
+    "neg",
+    "abs",
+    "sign",
+    "floor",
+    "ceil",
+    "round",
+    "exp",
+    "tanh",
+    "erf",
+    "sigmoid",
+    "relu",
+    "silu",
+    "softplus",
+    "gelu",
+)
+BINARY = ("add", "sub", "mul", "max", "min", "div")
+COMPARE = ("eq", "ne", "lt", "le", "gt", "ge")
+DTYPES = ("f32", "f32", "f32", "f16", "f64", "i8", "u8", "i16", "u16", "i32", "u32", "i64", "u64", "bool")
+
+
+def values(rng: np.random.Generator, dtype: str, shape) -> np.ndarray:
+    t = numpy_dtype(dtype)
+    if dtype == "bool":
+        return rng.integers(0, 2, shape).astype(bool)
+    if t.kind == "f":
+        return (rng.standard_normal(shape) * 2).astype(t)
+    return rng.integers(-100 if t.kind == "i" else 0, 100, shape).astype(t)
+
+
+def leaf(name: str, dtype: str, shape):
+    return make("input", name=name, type=TensorType(dtype, tuple(shape)))
+
+
+@st.composite
+def shapes(draw, sizes, low=0, high=4):
+    return tuple(draw(st.sampled_from(sizes)) for _ in range(draw(st.integers(low, high))))
+
+
+def grow(draw, x, sizes, name):
+    """One more op on x, perhaps with a new operand; movement or arithmetic."""
+    dtype, shape = x.dtype, x.shape
+    kinds = ["binary", "compare", "where", "cast", "unary"]
+    if shape:
+        kinds += ["transpose", "slice", "pad", "concat", "expand", "gather", "reshape"]
+    kind = draw(st.sampled_from(kinds))
+    if kind == "unary":
+        if dtype == "bool":
+            return make("not", x)
+        if dtype in ("f32", "f16", "f64"):
+            return make(draw(st.sampled_from(FLOAT_UNARY)), x)
+        return make(draw(st.sampled_from(("abs", "sign", "relu", "neg", "bitwise_not"))), x)
+    if kind == "cast":
+        to = draw(st.sampled_from(("f32", "f64", "f16", "i32", "i64", "bool")))
+        bounded = make("min", make("max", x, constant(0, dtype)), constant(100, dtype)) if dtype != "bool" else x
+        return make("cast", bounded, dtype=to)
+    if kind in ("binary", "compare", "where"):
+        other_shape = tuple(draw(st.sampled_from((d, 1))) for d in shape)[draw(st.integers(0, len(shape))) :]
+        other = leaf(name, dtype, other_shape)
+        if kind == "compare":
+            return make(draw(st.sampled_from(COMPARE)), x, other)
+        if kind == "where" or dtype == "bool":
+            return make("where", leaf(name + "c", "bool", other_shape), x, other)
+        return make(draw(st.sampled_from(BINARY)), x, other)
+    axis = draw(st.integers(0, len(shape) - 1))
+    if kind == "transpose":
+        return make("transpose", x, perm=tuple(draw(st.permutations(range(len(shape))))))
+    if kind == "slice":
+        d, starts, sizes_, steps = shape[axis], [0] * len(shape), list(shape), [1] * len(shape)
+        if isinstance(d, int):
+            starts[axis] = draw(st.integers(0, d - 1)) if d else 0
+            steps[axis] = draw(st.sampled_from((1, 2, -1, -3)))
+            room = (d - 1 - starts[axis] if steps[axis] > 0 else starts[axis]) // abs(steps[axis]) + 1
+            sizes_[axis] = draw(st.integers(0, room)) if d else 0
+        else:
+            starts[axis], steps[axis] = d - 1, -1
+        return make("slice", x, starts=tuple(starts), sizes=tuple(sizes_), steps=tuple(steps))
+    if kind == "pad":
+        mode = draw(st.sampled_from(("constant", "reflect", "edge", "wrap")))
+        least = shape[axis] if isinstance(shape[axis], int) else 2
+        if mode != "constant" and least < 2:
+            mode = "constant"
+        most = 3 if mode == "constant" else min(3, least - 1)
+        before, after = [0] * len(shape), [0] * len(shape)
+        before[axis], after[axis] = draw(st.integers(0, most)), draw(st.integers(0, most))
+        value = constant(1, dtype) if mode == "constant" and draw(st.booleans()) else None
+        return make("pad", x, value, before=tuple(before), after=tuple(after), mode=mode)
+    if kind == "concat":
+        other = list(shape)
+        other[axis] = draw(st.sampled_from(sizes))
+        parts = [x, leaf(name, dtype, other)] + ([x] if draw(st.booleans()) else [])
+        return make("concat", *draw(st.permutations(parts)), axis=axis)
+    if kind == "expand":
+        return make("expand", x, shape=(draw(st.sampled_from(sizes)), *shape))
+    if kind == "gather":
+        if shape[axis] == 0:
+            return x
+        at = leaf(name + "_at", draw(st.sampled_from(("i64", "i32"))), draw(shapes(sizes, 0, 2)))
+        return make("gather", x, at, axis=axis)
+    cut = draw(st.integers(1, len(shape)))
+    merged = (product(shape[:cut]), *shape[cut:])
+    if draw(st.booleans()):
+        return make("reshape", x, shape=merged)
+    d = shape[axis]
+    if isinstance(d, int) and d % 2 == 0 and d:
+        return make("reshape", x, shape=(*shape[:axis], 2, d // 2, *shape[axis + 1 :]))
+    return make("reshape", x, shape=(*shape[:axis], 1, *shape[axis:]))
+
+
+@st.composite
+def groups(draw, prefix):
+    n, m = symbol("n"), symbol("m")
+    sizes = draw(st.sampled_from(([1, 2, 3, 5, 8, 17], [1, 4, n, 7, m], [1, n, 40, 2])))
+    x = leaf(prefix + "x", draw(st.sampled_from(DTYPES)), draw(shapes(sizes)))
+    node = x
+    for i in range(draw(st.integers(1, 5))):
+        if node.rank < 6:
+            node = grow(draw, node, sizes, f"{prefix}{i}")
+    return None if node is x else node
+
+
+def feeds_of(outputs, dims, rng):
+    feeds = {}
+    for n in group_of("map", outputs).inputs:
+        if n.op == "input":
+            shape = tuple(evaluate(d, dims) for d in n.shape)
+            feeds[n] = values(rng, n.dtype, shape)
+    from edgec.ir.node import topological
+
+    for n in topological(outputs):
+        if n.op == "gather":
+            size = evaluate(n.inputs[0].shape[n["axis"]], dims)
+            if size == 0:
+                return None
+            at = n.inputs[1]
+            feeds[at] = rng.integers(-size, size, feeds[at].shape).astype(numpy_dtype(at.dtype))
+    return feeds
+
+
+def check(actual, expected, dtype):
+    assert actual.dtype == expected.dtype and actual.shape == expected.shape
+    if dtype in ("f16", "f32", "f64"):
+        scale = {"f16": 1e-2, "f32": 3e-6, "f64": 1e-13}[dtype]
+        with np.errstate(all="ignore"):
+            np.testing.assert_allclose(actual.astype(np.float64), expected.astype(np.float64), rtol=scale, atol=scale)
+    else:
+        np.testing.assert_array_equal(actual, expected)
+
+
+@SETTINGS
+@given(st.data())
+def test_random_groups(data):
+    """Every group agrees with the references, for several sizes of the symbols and however the work is cut."""
+    compiled, nodes = CompiledGroups(), []
+    for i in range(12):
+        node = data.draw(groups(f"g{i}_"))
+        if node is not None:
+            nodes.append((node, compiled.add(group_of("map", [node]))))
+    for node, index in nodes:
+        for seed in range(2):
+            dims = {"n": data.draw(st.integers(2, 20)), "m": data.draw(st.integers(2, 9))}
+            rng = np.random.default_rng(seed)
+            feeds = feeds_of([node], dims, rng)
+            if feeds is None:
+                continue
+            cuts = data.draw(st.lists(st.floats(0, 1), max_size=2))
+            (actual,) = compiled.call(index, feeds, dims, cuts)
+            (expected,) = reference([node], feeds, dims)
+            check(actual, expected, node.dtype)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from edgec.rewrites import elementwise, fold, linear, movement
+from edgec.rewrites import attention, elementwise, fold, linear, movement, recognise
 from edgec.rewrites.engine import Phase, Rule
 
 CANONICAL = (*fold.RULES, *elementwise.RULES, *movement.RULES)
+RECOGNISE = (*recognise.RULES, *attention.RULES)
 FUSE = (*linear.RULES,)
 
 # Each phase keeps the rules before it, so that what a fusion leaves behind is cleaned up at once.
 PHASES: list[Phase] = [
     Phase("canonicalise", CANONICAL),
-    Phase("fuse", (*CANONICAL, *FUSE)),
+    Phase("recognise", (*CANONICAL, *RECOGNISE)),
+    Phase("fuse", (*CANONICAL, *RECOGNISE, *FUSE)),
 ]
 
 
 def all_rules() -> list[Rule]:
     """Every rule once; names are unique."""
-    return [*CANONICAL, *FUSE]
+    return [*CANONICAL, *RECOGNISE, *FUSE]

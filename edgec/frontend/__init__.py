@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgec.frontend import (  # noqa: F401  (importing them fills the table)
+    contrib,
     control,
     elementwise,
     movement,
     nn,
+    quant,
     recurrent,
     reduction,
     resample,

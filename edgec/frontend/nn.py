@@ -66,7 +66,7 @@ def spatial_attrs(c: Call, kernel: tuple[int, ...]) -> tuple[tuple, tuple, tuple
     return strides, (*before, *after), dilations
 
 
-def _kernel_of(c: Call, w: Node) -> tuple[int, ...]:
+def kernel_of(c: Call, w: Node) -> tuple[int, ...]:
     kernel = tuple(w.shape[2:])
     declared = c.attr("kernel_shape")
     if declared is not None and tuple(declared) != kernel:
@@ -78,14 +78,14 @@ def _kernel_of(c: Call, w: Node) -> tuple[int, ...]:
 
 @onnx_op("Conv")
 def conv(c: Call):
-    strides, pads, dilations = spatial_attrs(c, _kernel_of(c, c[1]))
+    strides, pads, dilations = spatial_attrs(c, kernel_of(c, c[1]))
     return op.conv(c[0], c[1], c.get(2), strides=strides, pads=pads, dilations=dilations, group=c.attr("group", 1))
 
 
 @onnx_op("ConvTranspose")
 def conv_transpose(c: Call):
     x, w = c[0], c[1]
-    kernel, group = _kernel_of(c, w), c.attr("group", 1)
+    kernel, group = kernel_of(c, w), c.attr("group", 1)
     n = len(kernel)
     strides, dilations = tuple(c.attr("strides", (1,) * n)), tuple(c.attr("dilations", (1,) * n))
     extra = tuple(c.attr("output_padding", (0,) * n))

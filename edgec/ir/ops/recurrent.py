@@ -45,7 +45,7 @@ def _infer(op):
 
 
 def _run(op, x, w, r, bias, lengths, h0, c0, peephole, hidden, direction, activations, alphas, betas, clip, step):
-    """Runs step(x W^T, h, c, R, biases, peephole, functions) -> h, c over each direction."""
+    """Runs step(x W^T, h, c, R^T, biases, peephole, functions) -> h, c for the whole batch over each direction."""
     steps, batch, _ = x.shape
     dirs, gates = w.shape[0], GATES[op]
     lengths = np.full(batch, steps) if lengths is None else lengths
@@ -56,6 +56,7 @@ def _run(op, x, w, r, bias, lengths, h0, c0, peephole, hidden, direction, activa
     def clipped(v):
         return np.clip(v, -clip, clip) if clip else v
 
+    rows = np.arange(batch)
     for d in range(dirs):
         fs = [
             lambda v, i=i: FUNCTIONS[activations[i]](clipped(v), alphas[i], betas[i])
@@ -63,21 +64,35 @@ def _run(op, x, w, r, bias, lengths, h0, c0, peephole, hidden, direction, activa
         ]
         b = np.zeros(2 * gates * hidden) if bias is None else bias[d].astype(np.float64)
         p = None if peephole is None else peephole[d].astype(np.float64)
-        for n in range(batch):
-            h = np.zeros(hidden) if h0 is None else h0[d, n].astype(np.float64)
-            c = np.zeros(hidden) if c0 is None else c0[d, n].astype(np.float64)
-            order = range(int(lengths[n]))
-            for t in reversed(order) if direction == "reverse" or d else order:
-                h, c = step(w[d].astype(np.float64) @ x[t, n], h, c, r[d].astype(np.float64), b, p, fs)
-                y[t, d, n] = h
-            last_h[d, n], last_c[d, n] = h, c
+        h = np.zeros((batch, hidden)) if h0 is None else h0[d].astype(np.float64)
+        c = np.zeros((batch, hidden)) if c0 is None else c0[d].astype(np.float64)
+        h, c = (np.where((lengths > 0)[:, None], v, 0) for v in (h, c))
+        backwards = direction == "reverse" or d == 1
+        wd, rd = w[d].astype(np.float64).T, r[d].astype(np.float64).T
+        for i in range(steps):
+            active = i < lengths
+            t = np.where(active, lengths - 1 - i if backwards else i, 0)
+            new_h, new_c = step(x[t, rows].astype(np.float64) @ wd, h, c, rd, b, p, fs)
+            h, c = np.where(active[:, None], new_h, h), np.where(active[:, None], new_c, c)
+            y[t[active], d, rows[active]] = h[active]
+        last_h[d], last_c[d] = h, c
     outs = (y, last_h, last_c) if op == "lstm" else (y, last_h)
     return tuple(o.astype(x.dtype) for o in outs)
 
 
-def _lstm(x, w, r, bias, lengths, h0, c0, peephole, *, input_forget, hidden, **attrs):
+def quantize_state_u8(h):
+    """h rounded to u8 over its whole range and back (ONNX DynamicQuantizeLinear), in f32."""
+    h = h.astype(np.float32)
+    low, high = min(h.min(initial=0), np.float32(0)), max(h.max(initial=0), np.float32(0))
+    scale = (high - low) / np.float32(255) or np.float32(1)
+    zero = np.rint(np.clip(-low / scale, 0, 255))
+    return ((np.clip(np.rint(h / scale) + zero, 0, 255) - zero) * scale).astype(np.float64)
+
+
+def _lstm(x, w, r, bias, lengths, h0, c0, peephole, *, input_forget, quantize_state, hidden, **attrs):
     def step(xw, h, c, rd, b, p, fs):
-        i, o, f, g = np.split(xw + rd @ h + b[: 4 * hidden] + b[4 * hidden :], 4)
+        h = quantize_state_u8(h) if quantize_state else h
+        i, o, f, g = np.split(xw + h @ rd + b[: 4 * hidden] + b[4 * hidden :], 4, axis=-1)
         pi, po, pf = np.split(p, 3) if p is not None else (0, 0, 0)
         i = fs[0](i + pi * c)
         f = 1 - i if input_forget else fs[0](f + pf * c)
@@ -90,11 +105,11 @@ def _lstm(x, w, r, bias, lengths, h0, c0, peephole, *, input_forget, hidden, **a
 def _gru(x, w, r, bias, lengths, h0, *, linear_before_reset, hidden, **attrs):
     def step(xw, h, c, rd, b, p, fs):
         wb, rb = b[: 3 * hidden], b[3 * hidden :]
-        xz, xr, xh = np.split(xw + wb, 3)
-        rz, rr, rh = np.split(rd, 3)
+        xz, xr, xh = np.split(xw + wb, 3, axis=-1)
+        rz, rr, rh = np.split(rd, 3, axis=-1)
         bz, br, bh = np.split(rb, 3)
-        z, reset = fs[0](xz + rz @ h + bz), fs[0](xr + rr @ h + br)
-        new = fs[1](xh + (reset * (rh @ h + bh) if linear_before_reset else rh @ (reset * h) + bh))
+        z, reset = fs[0](xz + h @ rz + bz), fs[0](xr + h @ rr + br)
+        new = fs[1](xh + (reset * (h @ rh + bh) if linear_before_reset else (reset * h) @ rh + bh))
         return (1 - z) * new + z * h, c
 
     return _run("gru", x, w, r, bias, lengths, h0, None, None, hidden, step=step, **attrs)
@@ -102,13 +117,14 @@ def _gru(x, w, r, bias, lengths, h0, *, linear_before_reset, hidden, **attrs):
 
 def _rnn(x, w, r, bias, lengths, h0, *, hidden, **attrs):
     def step(xw, h, c, rd, b, p, fs):
-        return fs[0](xw + rd @ h + b[:hidden] + b[hidden:]), c
+        return fs[0](xw + h @ rd + b[:hidden] + b[hidden:]), c
 
     return _run("rnn", x, w, r, bias, lengths, h0, None, None, hidden, step=step, **attrs)
 
 
 # x [steps, batch, in], w [dirs, gates*hidden, in], r [dirs, gates*hidden, hidden], bias [dirs, 2*gates*hidden] -> a tuple
-# of y [steps, dirs, batch, hidden], y_h [dirs, batch, hidden] (and y_c). clip: 0.0 is none. Gate order: iofc, zrh
+# of y [steps, dirs, batch, hidden], y_h [dirs, batch, hidden] (and y_c). clip: 0.0 is none. Gate order: iofc, zrh.
+# quantize_state: each step rounds h to u8 over the batch before it multiplies r (com.microsoft DynamicQuantizeLSTM)
 _COMMON = {
     "hidden": REQUIRED,
     "direction": "forward",
@@ -118,7 +134,14 @@ _COMMON = {
     "clip": 0.0,
 }
 define(
-    "lstm", "x w r bias? lengths? h0? c0? peephole?", _infer("lstm"), _lstm, "recurrent", **_COMMON, input_forget=False
+    "lstm",
+    "x w r bias? lengths? h0? c0? peephole?",
+    _infer("lstm"),
+    _lstm,
+    "recurrent",
+    **_COMMON,
+    input_forget=False,
+    quantize_state=False,
 )
 define("gru", "x w r bias? lengths? h0?", _infer("gru"), _gru, "recurrent", **_COMMON, linear_before_reset=False)
 define("rnn", "x w r bias? lengths? h0?", _infer("rnn"), _rnn, "recurrent", **_COMMON)

@@ -212,6 +212,12 @@ void Executor::bind_values(Binding& b) const {
       fault(i, "it lies outside the value it is an alias of");
     b.offsets[i] = offset;
   }
+  for (size_t i = 0; i < n; ++i) {
+    const ValueDef& v = plan_.values[i];
+    if (v.storage != Storage::kOutput) continue;
+    const auto port = static_cast<size_t>(plan_.outputs[static_cast<size_t>(v.a)].value);
+    if (b.nbytes[i] > b.nbytes[port]) fault(i, "it is larger than the output it is written to");
+  }
   for (const Port& p : plan_.outputs) {
     const auto root = static_cast<size_t>(plan_.values[static_cast<size_t>(p.value)].root);
     if (b.offsets[static_cast<size_t>(p.value)] != 0 || b.nbytes[root] > b.nbytes[static_cast<size_t>(p.value)])

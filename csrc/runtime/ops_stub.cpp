@@ -1,7 +1,5 @@
 #include "runtime/kernel_registry.h"
 namespace edgec {
-std::span<const Kernel> index_kernels() { return {}; }
-std::span<const Kernel> reduce_kernels() { return {}; }
 std::span<const Kernel> rnn_kernels() { return {}; }
 std::span<const Kernel> matrix_kernels() { return {}; }
-}  // namespace edgec
+}

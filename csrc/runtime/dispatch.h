@@ -82,7 +82,8 @@ class Indices {
 
   void check() const {
     if (const int64_t i = bad_.load(); i >= 0)
-      call_.fail("index " + std::to_string(raw(i)) + " is outside of " + std::to_string(bad_size_.load()) + " elements");
+      call_.fail("index " + std::to_string(raw(i)) + " is outside of " + std::to_string(bad_size_.load()) +
+                 " elements");
   }
 
  private:

@@ -40,7 +40,8 @@ void gather(const KernelCall& c) {
                          for (int64_t i = begin; i < end; ++i) {
                            const int64_t at = indices.at(i % count, size);
                            if (at < 0) continue;
-                           copy_row(y.as<char>() + i * bytes, x.as<const char>() + (i / count * size + at) * bytes, bytes);
+                           copy_row(y.as<char>() + i * bytes, x.as<const char>() + (i / count * size + at) * bytes,
+                                    bytes);
                          }
                        });
   indices.check();
@@ -111,27 +112,28 @@ void gather_nd(const KernelCall& c) {
   for (size_t i = 0; i < lead; ++i) c.require(x.dims[i] == index.dims[i], "the batch dims differ");
   const size_t inner = lead + static_cast<size_t>(depth);
   const int64_t tuples = product(index.dims, 0, index.dims.size() - 1);
-  const int64_t batch_size = product(index.dims, lead, index.dims.size() - 1), volume = product(x.dims, lead, x.dims.size());
+  const int64_t batch_size = product(index.dims, lead, index.dims.size() - 1),
+                volume = product(x.dims, lead, x.dims.size());
   const int64_t items = product(x.dims, inner, x.dims.size()), bytes = items * static_cast<int64_t>(x.item_size());
   c.require(x.dtype == y.dtype && y.size() == tuples * items, "y's shape does not fit");
   if (y.size() == 0) return;
   Indices indices(c, index);
-  c.pool->parallel_for(tuples, std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(16, bytes)),
-                       [&](int64_t begin, int64_t end, int) {
-                         for (int64_t i = begin; i < end; ++i) {
-                           int64_t at = 0;
-                           bool inside = true;
-                           for (int64_t d = 0; d < depth; ++d) {
-                             const int64_t dim = x.dims[lead + static_cast<size_t>(d)];
-                             const int64_t v = indices.at(i * depth + d, dim);
-                             inside &= v >= 0;
-                             at = at * dim + v;
-                           }
-                           if (!inside) continue;
-                           const int64_t from = (i / batch_size * volume + at * items) * static_cast<int64_t>(x.item_size());
-                           copy_row(y.as<char>() + i * bytes, x.as<const char>() + from, bytes);
-                         }
-                       });
+  c.pool->parallel_for(
+      tuples, std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(16, bytes)), [&](int64_t begin, int64_t end, int) {
+        for (int64_t i = begin; i < end; ++i) {
+          int64_t at = 0;
+          bool inside = true;
+          for (int64_t d = 0; d < depth; ++d) {
+            const int64_t dim = x.dims[lead + static_cast<size_t>(d)];
+            const int64_t v = indices.at(i * depth + d, dim);
+            inside &= v >= 0;
+            at = at * dim + v;
+          }
+          if (!inside) continue;
+          const int64_t from = (i / batch_size * volume + at * items) * static_cast<int64_t>(x.item_size());
+          copy_row(y.as<char>() + i * bytes, x.as<const char>() + from, bytes);
+        }
+      });
   indices.check();
 }
 
@@ -143,8 +145,10 @@ void by_reduction(const KernelCall& c, std::string_view reduction, F&& f) {
   if (reduction == "add") return f([](T a, T b) { return T(static_cast<W>(W(a) + W(b))); });
   if (reduction == "mul") return f([](T a, T b) { return T(static_cast<W>(W(a) * W(b))); });
   // As numpy's: a NaN on either side stays.
-  if (reduction == "min") return f([](T a, T b) { return W(a) != W(a) || !(W(b) >= W(a)) ? (W(a) != W(a) ? a : b) : a; });
-  if (reduction == "max") return f([](T a, T b) { return W(a) != W(a) || !(W(b) <= W(a)) ? (W(a) != W(a) ? a : b) : a; });
+  if (reduction == "min")
+    return f([](T a, T b) { return W(a) != W(a) || !(W(b) >= W(a)) ? (W(a) != W(a) ? a : b) : a; });
+  if (reduction == "max")
+    return f([](T a, T b) { return W(a) != W(a) || !(W(b) <= W(a)) ? (W(a) != W(a) ? a : b) : a; });
   c.fail("there is no reduction '" + std::string(reduction) + "'");
 }
 

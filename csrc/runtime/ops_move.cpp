@@ -98,9 +98,8 @@ void strided_copy(ThreadPool& pool, const Walk& walk, const T* x, T* y) {
     }
   };
   if (rows == 1) {
-    pool.parallel_for(columns, kGrainElements, [&](int64_t begin, int64_t end, int) {
-      copy_row(x + begin * stride, y + begin, end - begin);
-    });
+    pool.parallel_for(columns, kGrainElements,
+                      [&](int64_t begin, int64_t end, int) { copy_row(x + begin * stride, y + begin, end - begin); });
     return;
   }
   pool.parallel_for(rows, grain_rows, [&](int64_t begin, int64_t end, int) {
@@ -192,7 +191,8 @@ void concat(const KernelCall& c) {
   for (size_t i = 0; i < n; ++i) {
     const Tensor& x = c.tensor(i);
     c.require(x.dtype == y.dtype && x.rank() == y.rank(), "its operands differ in dtype or rank");
-    for (size_t d = 0; d < y.dims.size(); ++d) c.require(d == axis || x.dims[d] == y.dims[d], "its operands' shapes differ");
+    for (size_t d = 0; d < y.dims.size(); ++d)
+      c.require(d == axis || x.dims[d] == y.dims[d], "its operands' shapes differ");
     total += x.dims[axis];
   }
   c.require(total == y.dims[axis], "its operands do not add up to y");
@@ -291,8 +291,7 @@ void pad(const KernelCall& c) {
         const T* from = x.as<const T>() + at;
         const auto edge = [&](int64_t j) { to[j] = last[j] < 0 ? fill : from[last[j]]; };
         for (int64_t j = 0; j < std::min(lead, columns); ++j) edge(j);
-        if (middle > lead)
-          std::memcpy(to + lead, from + last[lead], static_cast<size_t>(middle - lead) * sizeof(T));
+        if (middle > lead) std::memcpy(to + lead, from + last[lead], static_cast<size_t>(middle - lead) * sizeof(T));
         for (int64_t j = middle; j < columns; ++j) edge(j);
       }
     });

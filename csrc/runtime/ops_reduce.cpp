@@ -44,31 +44,36 @@ void topk(const KernelCall& c) {
     using T = decltype(t);
     using Item = Ranked<T>;
     static_assert(sizeof(Item) <= 16);
-    c.pool->parallel_for(lines, std::max<int64_t>(1, kGrainElements / (4 * size)), [&](int64_t begin, int64_t end, int worker) {
-      auto* items = reinterpret_cast<Item*>(c.scratch(worker));
-      for (int64_t line = begin; line < end; ++line) {
-        const int64_t outer = line / inner, column = line % inner;
-        const T* from = x.as<const T>() + outer * size * inner + column;
-        for (int64_t i = 0; i < size; ++i) items[i] = {from[i * inner], i};
-        const auto sort = [&](auto before) {
-          if (4 * k < size) {
-            std::partial_sort(items, items + k, items + size, before);
-          } else {
-            if (k < size) std::nth_element(items, items + k, items + size, before);
-            std::sort(items, items + k, before);
-          }
-        };
-        if (largest)
-          sort([](const Item& a, const Item& b) { return less(b.value, a.value) || (!less(a.value, b.value) && a.index < b.index); });
-        else
-          sort([](const Item& a, const Item& b) { return less(a.value, b.value) || (!less(b.value, a.value) && a.index < b.index); });
-        const int64_t to = outer * k * inner + column;
-        for (int64_t i = 0; i < k; ++i) {
-          values.as<T>()[to + i * inner] = items[i].value;
-          index.as<int64_t>()[to + i * inner] = items[i].index;
-        }
-      }
-    });
+    c.pool->parallel_for(lines, std::max<int64_t>(1, kGrainElements / (4 * size)),
+                         [&](int64_t begin, int64_t end, int worker) {
+                           auto* items = reinterpret_cast<Item*>(c.scratch(worker));
+                           for (int64_t line = begin; line < end; ++line) {
+                             const int64_t outer = line / inner, column = line % inner;
+                             const T* from = x.as<const T>() + outer * size * inner + column;
+                             for (int64_t i = 0; i < size; ++i) items[i] = {from[i * inner], i};
+                             const auto sort = [&](auto before) {
+                               if (4 * k < size) {
+                                 std::partial_sort(items, items + k, items + size, before);
+                               } else {
+                                 if (k < size) std::nth_element(items, items + k, items + size, before);
+                                 std::sort(items, items + k, before);
+                               }
+                             };
+                             if (largest)
+                               sort([](const Item& a, const Item& b) {
+                                 return less(b.value, a.value) || (!less(a.value, b.value) && a.index < b.index);
+                               });
+                             else
+                               sort([](const Item& a, const Item& b) {
+                                 return less(a.value, b.value) || (!less(b.value, a.value) && a.index < b.index);
+                               });
+                             const int64_t to = outer * k * inner + column;
+                             for (int64_t i = 0; i < k; ++i) {
+                               values.as<T>()[to + i * inner] = items[i].value;
+                               index.as<int64_t>()[to + i * inner] = items[i].index;
+                             }
+                           }
+                         });
   });
 }
 

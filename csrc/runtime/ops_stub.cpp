@@ -1,5 +1,4 @@
 #include "runtime/kernel_registry.h"
 namespace edgec {
 std::span<const Kernel> rnn_kernels() { return {}; }
-std::span<const Kernel> matrix_kernels() { return {}; }
-}
+}  // namespace edgec

@@ -1,0 +1,370 @@
+// Matrix products, attention and quantized tables: the runtime's side of csrc/kernels.
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+
+#include "kernels/kernels.h"
+#include "runtime/dispatch.h"
+#include "runtime/kernel_registry.h"
+
+namespace edgec {
+namespace {
+
+kernels::ParallelFor parallel_for(const KernelCall& c) {
+  return {c.pool, c.pool->threads(),
+          [](void* pool, int64_t n, int64_t grain, void* context, kernels::ParallelFor::Body body) {
+            static_cast<ThreadPool*>(pool)->parallel_for(
+                n, grain, [=](int64_t begin, int64_t end, int worker) { body(context, begin, end, worker); });
+          }};
+}
+
+const kernels::Format& format_of(const KernelCall& c, size_t arg, const Tensor& packed, int64_t n, int64_t k) {
+  const kernels::Format* format = kernels::find_format(c.string(arg));
+  if (format == nullptr) c.fail("there is no packed format '" + std::string(c.string(arg)) + "'");
+  c.require(n >= 0 && k >= 0 && n < int64_t{1} << 40 && k < int64_t{1} << 40 &&
+                packed.nbytes() >= kernels::packed_nbytes(*format, n, k),
+            "its packed weight is too short");
+  return *format;
+}
+
+// Activations of the epilogue; those that csrc/kernels does not fuse are applied afterwards.
+struct NamedActivation {
+  const char* name;
+  kernels::Activation fused;
+  float (*after)(float);
+};
+
+constexpr NamedActivation kActivations[] = {
+    {"none", kernels::Activation::kNone, nullptr},
+    {"relu", kernels::Activation::kRelu, nullptr},
+    {"gelu", kernels::Activation::kGelu, nullptr},
+    {"gelu_tanh", kernels::Activation::kGeluTanh, nullptr},
+    {"silu", kernels::Activation::kSilu, nullptr},
+    {"tanh", kernels::Activation::kTanh, nullptr},
+    {"sigmoid", kernels::Activation::kSigmoid, nullptr},
+    {"swiglu", kernels::Activation::kSwiglu, nullptr},
+    {"relu6", kernels::Activation::kNone, [](float x) { return x < 0   ? 0
+                                                               : x > 6 ? 6
+                                                                       : x; }},
+    {"hard_swish", kernels::Activation::kNone, [](float x) { return x * std::clamp(x / 6 + 0.5f, 0.0f, 1.0f); }},
+    {"hard_sigmoid", kernels::Activation::kNone, [](float x) { return std::clamp(x / 6 + 0.5f, 0.0f, 1.0f); }},
+};
+
+const NamedActivation& activation_of(const KernelCall& c, size_t arg) {
+  for (const NamedActivation& a : kActivations)
+    if (c.string(arg) == a.name) return a;
+  c.fail("there is no activation '" + std::string(c.string(arg)) + "'");
+}
+
+int64_t rows_of(const Tensor& x) { return x.rank() == 0 ? 1 : product(x.dims, 0, x.dims.size() - 1); }
+
+ScratchSize linear_scratch(const KernelCall& c) {
+  const int64_t n = c.integer(7), k = c.integer(8);
+  return {kernels::linear_scratch_bytes(format_of(c, 6, c.tensor(1), n, k), rows_of(c.tensor(0)), k) + 64, 0};
+}
+
+void linear(const KernelCall& c) {
+  const Tensor &x = c.tensor(0), &w = c.tensor(1), &y = c.tensor(4);
+  const Tensor *bias = c.optional(2), *residual = c.optional(3);
+  const NamedActivation& act = activation_of(c, 5);
+  const int64_t n = c.integer(7), k = c.integer(8), m = rows_of(x);
+  const int64_t y_n = act.fused == kernels::Activation::kSwiglu ? n / 2 : n;
+  c.require(x.dtype == DType::kF32 && y.dtype == DType::kF32, "it takes f32 only");
+  c.require(x.rank() >= 1 && x.dims.back() == k && y.size() == m * y_n, "its shapes do not fit");
+  c.require(bias == nullptr || (bias->dtype == DType::kF32 && bias->size() == n), "its bias does not fit");
+  c.require(residual == nullptr || (residual->dtype == DType::kF32 && residual->size() == y.size()),
+            "its residual does not fit");
+  kernels::LinearArgs args;
+  args.format = &format_of(c, 6, w, n, k);
+  c.require(args.format->family != kernels::Family::kS8Row, "its format is one of tables");
+  args.packed = w.data;
+  args.m = m;
+  args.n = n;
+  args.k = k;
+  args.x = x.as<const float>();
+  args.ldx = k;
+  args.bias = bias != nullptr ? bias->as<const float>() : nullptr;
+  args.residual = residual != nullptr && act.after == nullptr ? residual->as<const float>() : nullptr;
+  args.ldr = y_n;
+  args.act = act.fused;
+  args.y = y.as<float>();
+  args.ldy = y_n;
+  if (y.size() == 0) return;
+  kernels::linear(args, parallel_for(c), c.shared_scratch());
+  if (act.after == nullptr) return;
+  c.pool->parallel_for(y.size(), kGrainElements, [&](int64_t begin, int64_t end, int) {
+    float* out = y.as<float>();
+    for (int64_t i = begin; i < end; ++i)
+      out[i] = act.after(out[i]) + (residual != nullptr ? residual->as<const float>()[i] : 0);
+  });
+}
+
+// Both operands of a batched product with their strides in elements; an axis of 1 has stride 0.
+struct Product {
+  int64_t m = 0, n = 0, k = 0;
+  int64_t a_m = 0, a_k = 0, b_k = 0, b_n = 0;
+  int batch_rank = 0;
+  std::array<int64_t, kMaxRank> batch{}, a_batch{}, b_batch{}, y_batch{};
+};
+
+Product product_of(const KernelCall& c, const Tensor& a, const Tensor& b, const Tensor& y, bool trans_a, bool trans_b) {
+  c.require(a.rank() >= 2 && b.rank() >= 2 && y.rank() >= 2, "its operands have a rank below 2");
+  Product p;
+  const size_t ra = a.dims.size(), rb = b.dims.size(), ry = y.dims.size();
+  p.m = a.dims[ra - (trans_a ? 1 : 2)];
+  p.k = a.dims[ra - (trans_a ? 2 : 1)];
+  p.n = b.dims[rb - (trans_b ? 2 : 1)];
+  c.require(b.dims[rb - (trans_b ? 1 : 2)] == p.k, "its inner sizes differ");
+  c.require(y.dims[ry - 2] == p.m && y.dims[ry - 1] == p.n && ry >= ra && ry >= rb, "y does not fit");
+  p.a_m = trans_a ? 1 : p.k;
+  p.a_k = trans_a ? p.m : 1;
+  p.b_k = trans_b ? 1 : p.n;
+  p.b_n = trans_b ? p.k : 1;
+  int64_t a_size = p.m * p.k, b_size = p.k * p.n, y_size = p.m * p.n;
+  const auto dim_at = [](const Tensor& t, size_t back) {
+    return back <= t.dims.size() ? t.dims[t.dims.size() - back] : 1;
+  };
+  for (size_t back = 3; back <= ry; ++back) {
+    const int64_t dim = y.dims[ry - back], da = dim_at(a, back), db = dim_at(b, back);
+    c.require((da == dim || da == 1) && (db == dim || db == 1), "its batch dims do not broadcast");
+    const int64_t sa = da == 1 ? 0 : a_size, sb = db == 1 ? 0 : b_size;
+    a_size *= da;
+    b_size *= db;
+    const int64_t sy = y_size;
+    y_size *= dim;
+    if (dim == 1) continue;
+    if (p.batch_rank > 0) {
+      const auto i = static_cast<size_t>(p.batch_rank - 1);
+      if (sa == p.a_batch[i] * p.batch[i] && sb == p.b_batch[i] * p.batch[i]) {
+        p.batch[i] *= dim;
+        continue;
+      }
+    }
+    const auto i = static_cast<size_t>(p.batch_rank++);
+    p.batch[i] = dim;
+    p.a_batch[i] = sa;
+    p.b_batch[i] = sb;
+    p.y_batch[i] = sy;
+  }
+  // One weight for the whole batch: its rows are rows of one product.
+  if (p.batch_rank >= 1 && !trans_a && p.b_batch[0] == 0 && p.a_batch[0] == p.m * p.k) {
+    p.m *= p.batch[0];
+    --p.batch_rank;
+    for (auto* list : {&p.batch, &p.a_batch, &p.b_batch, &p.y_batch})
+      std::copy(list->begin() + 1, list->end(), list->begin());
+  }
+  return p;
+}
+
+kernels::MatmulArgs matmul_args(const KernelCall& c, const Product& p) {
+  c.require(p.batch_rank <= kernels::kMaxBatchRank, "it has too many batch dims");
+  kernels::MatmulArgs args;
+  args.a = c.tensor(0).as<const float>();
+  args.b = c.tensor(1).as<const float>();
+  args.y = c.tensor(2).as<float>();
+  args.m = p.m;
+  args.n = p.n;
+  args.k = p.k;
+  args.a_m = p.a_m;
+  args.a_k = p.a_k;
+  args.b_k = p.b_k;
+  args.b_n = p.b_n;
+  args.y_m = p.n;
+  args.batch_rank = p.batch_rank;
+  // The kernels count batch dims from the outermost.
+  for (int i = 0; i < p.batch_rank; ++i) {
+    const auto from = static_cast<size_t>(p.batch_rank - 1 - i);
+    args.batch[i] = p.batch[from];
+    args.a_batch[i] = p.a_batch[from];
+    args.b_batch[i] = p.b_batch[from];
+    args.y_batch[i] = p.y_batch[from];
+  }
+  return args;
+}
+
+// Any dtype, row by row: total(row) is a worker's sums, of W.
+template <class W, class A, class B, class Load, class Store>
+void plain_product(const KernelCall& c, const Product& p, const A* a, const B* b, Load load, Store store) {
+  int64_t batches = 1;
+  for (int i = 0; i < p.batch_rank; ++i) batches *= p.batch[static_cast<size_t>(i)];
+  const int64_t grain = std::max<int64_t>(1, 4 * kGrainElements / std::max<int64_t>(1, p.n * p.k));
+  c.pool->parallel_for(batches * p.m, grain, [&](int64_t begin, int64_t end, int worker) {
+    auto* sums = reinterpret_cast<W*>(c.scratch(worker));
+    for (int64_t row = begin; row < end; ++row) {
+      int64_t rest = row / p.m, at_a = row % p.m * p.a_m, at_b = 0, at_y = row % p.m * p.n;
+      for (size_t i = 0; i < static_cast<size_t>(p.batch_rank); ++i) {
+        const int64_t index = rest % p.batch[i];
+        rest /= p.batch[i];
+        at_a += index * p.a_batch[i];
+        at_b += index * p.b_batch[i];
+        at_y += index * p.y_batch[i];
+      }
+      std::fill_n(sums, p.n, W(0));
+      for (int64_t k = 0; k < p.k; ++k) {
+        const W left = load(a[at_a + k * p.a_k], true);
+        const B* right = b + at_b + k * p.b_k;
+        if (p.b_n == 1)
+          for (int64_t j = 0; j < p.n; ++j) sums[j] += left * load(right[j], false);
+        else
+          for (int64_t j = 0; j < p.n; ++j) sums[j] += left * load(right[j * p.b_n], false);
+      }
+      for (int64_t j = 0; j < p.n; ++j) store(at_y + j, sums[j]);
+    }
+  });
+}
+
+ScratchSize matmul_scratch(const KernelCall& c) {
+  const Tensor& a = c.tensor(0);
+  const Product p = product_of(c, a, c.tensor(1), c.tensor(2), c.integer(3) != 0, c.integer(4) != 0);
+  if (a.dtype == DType::kF32) return {kernels::matmul_scratch_bytes(matmul_args(c, p), c.pool->threads()) + 64, 0};
+  return {0, static_cast<size_t>(p.n) * 8};
+}
+
+void matmul(const KernelCall& c) {
+  const Tensor &a = c.tensor(0), &b = c.tensor(1), &y = c.tensor(2);
+  c.require(a.dtype == b.dtype && a.dtype == y.dtype, "its dtypes differ");
+  const Product p = product_of(c, a, b, y, c.integer(3) != 0, c.integer(4) != 0);
+  if (y.size() == 0 || p.k == 0) {
+    std::memset(y.data, 0, y.nbytes());
+    return;
+  }
+  if (a.dtype == DType::kF32) return kernels::matmul_f32(matmul_args(c, p), parallel_for(c), c.shared_scratch());
+  by_dtype(a.dtype, [&](auto t) {
+    using T = decltype(t);
+    using W = typename Wide<T>::type;
+    T* out = y.as<T>();
+    plain_product<W>(
+        c, p, a.as<const T>(), b.as<const T>(), [](T v, bool) { return static_cast<W>(v); },
+        [=](int64_t i, W v) { out[i] = T(v); });
+  });
+}
+
+ScratchSize matmul_int_scratch(const KernelCall& c) {
+  const Tensor& y = c.tensor(4);
+  return {0, y.rank() > 0 ? static_cast<size_t>(y.dims.back()) * 4 : 0};
+}
+
+int32_t zero_of(const KernelCall& c, size_t arg) {
+  const Tensor* zero = c.optional(arg);
+  if (zero == nullptr) return 0;
+  c.require(zero->size() == 1 && (zero->dtype == DType::kI8 || zero->dtype == DType::kU8),
+            "its zero points are no scalars");
+  return zero->dtype == DType::kI8 ? *zero->as<const int8_t>() : *zero->as<const uint8_t>();
+}
+
+void matmul_int(const KernelCall& c) {
+  const Tensor &a = c.tensor(0), &b = c.tensor(1), &y = c.tensor(4);
+  const auto fits = [](const Tensor& t) { return t.dtype == DType::kI8 || t.dtype == DType::kU8; };
+  c.require(fits(a) && fits(b) && y.dtype == DType::kI32, "its dtypes do not fit");
+  const Product p = product_of(c, a, b, y, false, false);
+  if (y.size() == 0) return;
+  const int32_t a_zero = zero_of(c, 2), b_zero = zero_of(c, 3);
+  int32_t* out = y.as<int32_t>();
+  const auto run = [&](auto* left, auto* right) {
+    plain_product<int32_t>(
+        c, p, left, right, [=](auto v, bool is_a) { return int32_t{v} - (is_a ? a_zero : b_zero); },
+        [=](int64_t i, int32_t v) { out[i] = v; });
+  };
+  const auto with_b = [&](auto* left) {
+    b.dtype == DType::kI8 ? run(left, b.as<const int8_t>()) : run(left, b.as<const uint8_t>());
+  };
+  a.dtype == DType::kI8 ? with_b(a.as<const int8_t>()) : with_b(a.as<const uint8_t>());
+}
+
+// A [b, h, s, d] or [b, s, h, d] operand: sizes in the former order, strides of b, h, s.
+struct Heads {
+  Heads(const KernelCall& c, const Tensor& t, size_t layout_arg) {
+    c.require(t.rank() == 4 && t.dtype == DType::kF32, "it takes f32 of rank 4 only");
+    const bool bhsd = c.string(layout_arg) == "bhsd";
+    c.require(bhsd || c.string(layout_arg) == "bshd", "there is no such layout");
+    b = t.dims[0];
+    h = t.dims[bhsd ? 1 : 2];
+    s = t.dims[bhsd ? 2 : 1];
+    d = t.dims[3];
+    strides = {h * s * d, bhsd ? s * d : d, bhsd ? d : h * d};
+  }
+  int64_t b, h, s, d;
+  std::array<int64_t, 3> strides;
+};
+
+kernels::AttentionArgs attention_args(const KernelCall& c) {
+  const Heads q(c, c.tensor(0), 7), k(c, c.tensor(1), 8), v(c, c.tensor(2), 9), y(c, c.tensor(4), 10);
+  c.require(k.b == q.b && v.b == q.b && y.b == q.b && k.h == v.h && k.s == v.s && k.d == q.d, "k and v do not fit");
+  c.require(k.h > 0 && q.h % k.h == 0, "its heads do not divide");
+  c.require(y.h == q.h && y.s == q.s && y.d == v.d, "y does not fit");
+  kernels::AttentionArgs args;
+  args.q = c.tensor(0).as<const float>();
+  args.k = c.tensor(1).as<const float>();
+  args.v = c.tensor(2).as<const float>();
+  args.out = c.tensor(4).as<float>();
+  args.batch = q.b;
+  args.heads = q.h;
+  args.kv_heads = k.h;
+  args.q_len = q.s;
+  args.kv_len = k.s;
+  args.dim = q.d;
+  args.v_dim = v.d;
+  std::ranges::copy(q.strides, args.q_stride);
+  std::ranges::copy(k.strides, args.k_stride);
+  std::ranges::copy(v.strides, args.v_stride);
+  std::ranges::copy(y.strides, args.out_stride);
+  args.scale = static_cast<float>(c.real(5));
+  args.causal = c.integer(6) != 0;
+  args.causal_offset = k.s - q.s;
+  if (const Tensor* mask = c.optional(3)) {
+    c.require(mask->dtype == DType::kF32 && mask->rank() <= 4, "its mask does not fit");
+    args.mask = mask->as<const float>();
+    const std::array<int64_t, 4> full = {q.b, q.h, q.s, k.s};
+    int64_t stride = 1;
+    for (size_t back = 1; back <= mask->dims.size(); ++back) {
+      const int64_t dim = mask->dims[mask->dims.size() - back];
+      c.require(dim == 1 || dim == full[4 - back], "its mask does not broadcast");
+      args.mask_stride[4 - back] = dim == 1 ? 0 : stride;
+      stride *= dim;
+    }
+  }
+  return args;
+}
+
+ScratchSize attention_scratch(const KernelCall& c) {
+  return {kernels::attention_scratch_bytes(attention_args(c), c.pool->threads()) + 64, 0};
+}
+
+void attention(const KernelCall& c) {
+  const kernels::AttentionArgs args = attention_args(c);
+  if (c.tensor(4).size() == 0) return;
+  kernels::attention_f32(args, parallel_for(c), c.shared_scratch());
+}
+
+ScratchSize gather_quantized_scratch(const KernelCall& c) { return {static_cast<size_t>(c.tensor(1).size()) * 8, 0}; }
+
+void gather_quantized(const KernelCall& c) {
+  const Tensor &table = c.tensor(0), &index = c.tensor(1), &y = c.tensor(2);
+  const int64_t rows = c.integer(4), dim = c.integer(5), count = index.size();
+  const kernels::Format& format = format_of(c, 3, table, rows, dim);
+  c.require(format.family == kernels::Family::kS8Row, "its table's format is not one of rows");
+  c.require(y.dtype == DType::kF32 && y.size() == count * dim, "y does not fit");
+  Indices indices(c, index);
+  auto* wide = reinterpret_cast<int64_t*>(c.shared_scratch());
+  for (int64_t i = 0; i < count; ++i) wide[i] = indices.at(i, rows);
+  indices.check();
+  if (y.size() == 0) return;
+  c.require(kernels::gather_rows(format, table.data, rows, dim, wide, count, y.as<float>(), parallel_for(c)),
+            "an index is outside of the table");
+}
+
+constexpr Kernel kKernels[] = {
+    {"linear", "x, w, bias?, residual? -> y; act:s, format:s, n, k", linear, linear_scratch},
+    {"matmul", "a, b -> y; trans_a, trans_b", matmul, matmul_scratch},
+    {"matmul_int", "a, b, a_zero?, b_zero? -> y", matmul_int, matmul_int_scratch},
+    {"attention", "q, k, v, mask? -> y; scale:f, causal, q_layout:s, k_layout:s, v_layout:s, out_layout:s", attention,
+     attention_scratch},
+    {"gather_quantized", "table, indices -> y; format:s, rows, dim", gather_quantized, gather_quantized_scratch},
+};
+
+}  // namespace
+
+std::span<const Kernel> matrix_kernels() { return kKernels; }
+
+}  // namespace edgec

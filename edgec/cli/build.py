@@ -13,7 +13,9 @@ from cyclopts import Parameter
 from edgec.cli.common import (
     COMMON,
     Common,
+    bytes_text,
     existing,
+    fields,
     need,
     parse_dims,
     print_json,
@@ -70,41 +72,47 @@ def build(
     no_check
         Do not compare the artifact with the source afterwards.
     """
+    start = time.perf_counter()
     need("tvm", "edgec build", "'edgec[build]'")
     need("onnx_ir", "edgec build", "'edgec[build]'")
-    existing(model)
-    out = writable(output or Path(_stem(model) + ".edgec"), "--output")
+    name = (model.resolve().name if existing(model).is_dir() else model.stem) + ".edgec"
+    model = model_file(model)
+    out = writable(output or Path(name), "--output")
     _check_target(target)
     if group < 1:
         raise EdgecError("EC1001", f"{group} is not a positive number", "--group")
     if calib is not None:
         existing(calib, "--calib")
-    options: dict[str, Any] = {
-        "target": target,
-        "weights": weights,
-        "group": group,
-        "activations": activations,
-        "dims": parse_dims(dim),
-        "out": None if stop_after else out,
-    }
-    optional = {
-        "consts": {name: read_array(value, f"--const {name}") for name, value in map(_pair, const)},
-        "calib": calib,
-        "stop_after": stop_after,
-        "dump_ir": dump_ir,
-    }
-    options |= {k: v for k, v in optional.items() if v}
-    import edgec
+    constants = {name: read_array(value, f"--const {name}") for name, value in map(_pair, const)}
+    from edgec import compiler
 
+    if stop_after is not None and stop_after not in compiler.PHASES:
+        raise EdgecError("EC1001", f"{stop_after!r} is none of {', '.join(compiler.PHASES)}", "--stop-after")
     with _progress(common.json) as progress:
-        report = edgec.build(model, **options, progress=progress)
-        if stop_after is None and not no_check and report.errors is None:
-            progress("check")
-            report.errors = _check(model, out, optional["consts"], calib)
+        report = compiler.build(
+            model,
+            target=target,
+            weights=weights,
+            group=group,
+            activations=activations,
+            dims=parse_dims(dim),
+            constants=constants,
+            out=out,
+            stop_after=stop_after,
+            dump_ir=dump_ir,
+            progress=progress,
+        )
+        check = None
+        if report.stopped_after is None and not no_check:
+            progress("check", time.perf_counter() - start)
+            check = _check(model, out, constants, calib)
+    found = report.to_dict() | {"check": check, "seconds": time.perf_counter() - start}
     if common.json:
-        print_json(report.as_dict())
-    elif stop_after is None:
-        _show(report, out)
+        print_json(found)
+    elif report.stopped_after is None:
+        _show(found, out)
+    else:
+        print(f"stopped after {report.stopped_after}: nothing is written" + (f" but {dump_ir}" if dump_ir else ""))
     return 0
 
 
@@ -112,8 +120,8 @@ def _pair(text: str) -> tuple[str, str]:
     return split_pair(text, "--const", "NAME=VALUE or NAME=FILE.npy")
 
 
-def _stem(model: Path) -> str:
-    return model.resolve().name if model.is_dir() else model.stem
+def model_file(model: Path) -> Path:
+    return existing(model / "model.onnx") if model.is_dir() else model
 
 
 def _check_target(name: str) -> None:
@@ -131,22 +139,21 @@ def _check_target(name: str) -> None:
 
 @contextmanager
 def _progress(quiet: bool) -> Iterator[Any]:
-    """A callback that shows each phase as it begins: a spinner on a terminal, plain lines elsewhere."""
+    """A callback (phase, seconds so far): a spinner on a terminal, plain lines elsewhere, nothing when quiet."""
     from edgec.cli.common import console
 
     terminal = console(stderr=True)
-    start = time.perf_counter()
     if quiet:
-        yield lambda phase: None
+        yield lambda phase, seconds: None
     elif not terminal.is_terminal:
         import sys
 
-        yield lambda phase: print(f"[{time.perf_counter() - start:6.1f} s] {phase}", file=sys.stderr, flush=True)
+        yield lambda phase, seconds: print(f"[{seconds:6.1f} s] {phase}", file=sys.stderr, flush=True)
     else:
         with terminal.status("starting") as status:
 
-            def show(phase: str) -> None:
-                terminal.print(f"[{time.perf_counter() - start:6.1f} s] {phase}", style="dim")
+            def show(phase: str, seconds: float) -> None:
+                terminal.print(f"[{seconds:6.1f} s] {phase}", style="dim")
                 status.update(phase)
 
             yield show
@@ -179,5 +186,33 @@ def _check(model: Path, artifact: Path, consts: dict, calib: Path | None) -> dic
     }
 
 
-def _show(report, out: Path) -> None:
-    pass
+def _show(found: dict[str, Any], out: Path) -> None:
+    before, after = found["source_bytes"], found["artifact_bytes"]
+    memory = None
+    if found["values_bytes"]:
+        at = ", ".join(f"{k}={v}" for k, v in found["sample"].items())
+        memory = f"{bytes_text(found['arena_bytes'])} peak, {bytes_text(found['values_bytes'])} without reuse"
+        memory += f" ({at})" if at else ""
+    fields(
+        (
+            ("artifact", out),
+            ("size", f"{bytes_text(before)} -> {bytes_text(after)} ({before / max(after, 1):.1f}x smaller)"),
+            ("weights", f"{found['weight_bits']:.2f} bits each" if found["weights"] else "fp32"),
+            ("tuned", f"{found['tuned_share']:.1%} of {found['macs'] / 1e6:.1f} M multiply-accumulates"),
+            ("memory", memory),
+            ("error", _error_text(found["check"])),
+            ("time", f"{found['seconds']:.1f} s"),
+        )
+    )
+    for line in found["untuned"][:5]:
+        print(f"untuned: {line}")
+
+
+def _error_text(check: dict[str, Any] | None) -> str | None:
+    if check is None:
+        return None
+    if "skipped" in check:
+        return f"not compared: {check['skipped']}"
+    name, row = max(check["outputs"].items(), key=lambda item: item[1]["relative"])
+    figures = f"{row['relative']:.2e} of the largest value, cosine {row['cosine']:.5f}"
+    return f"{figures} ({name}; {check['inputs']} input, against {check['against']})"

@@ -85,15 +85,18 @@ def split_pair(text: str, option: str, what: str = "NAME=VALUE") -> tuple[str, s
     return name, value
 
 
-def parse_dims(texts: Sequence[str]) -> dict[str, int | tuple[int, int | None]]:
-    """--dim NAME=VALUE fixes a size, NAME=LO..HI bounds it (LO.. has no upper bound)."""
-    dims: dict[str, int | tuple[int, int | None]] = {}
+def parse_dims(texts: Sequence[str]) -> dict[str, int | tuple[int, int | None] | str]:
+    """--dim NAME=VALUE fixes a size, NAME=LO..HI bounds it (LO.. has no upper bound), NAME=OTHER makes two dims one."""
+    dims: dict[str, int | tuple[int, int | None] | str] = {}
     for text in texts:
-        name, value = split_pair(text, "--dim", "NAME=VALUE or NAME=LO..HI")
+        name, value = split_pair(text, "--dim", "NAME=VALUE, NAME=LO..HI or NAME=OTHER")
+        if value[0].isalpha() or value[0] == "_":
+            dims[name] = value
+            continue
         low, dots, high = value.partition("..")
         numbers = [p for p in (low, high) if p]
         if not low or not all(p.isascii() and p.isdigit() and len(p) < 19 for p in numbers):
-            raise EdgecError("EC1001", f"{value!r} is neither a size nor LO..HI", f"--dim {name}")
+            raise EdgecError("EC1001", f"{value!r} is neither a size, LO..HI nor another dim", f"--dim {name}")
         bounds = int(low), int(high) if high else None
         if bounds[1] is not None and bounds[1] < bounds[0]:
             raise EdgecError("EC1001", f"the range {value} is empty", f"--dim {name}")

@@ -30,10 +30,10 @@ class Source:
             self.inputs = {i.name for i in self._session.get_inputs()}
             self.outputs = [o.name for o in self._session.get_outputs()]
         else:
-            from edgec.frontend import import_model
+            from edgec import frontend
 
             self.by = "the reference evaluator"
-            self._graph = import_model(path)
+            self._graph = frontend.load(path, constants=self.consts)
             self.inputs = {n["name"] for n in self._graph.inputs}
             self.outputs = [name for name, _ in self._graph.outputs]
 

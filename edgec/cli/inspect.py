@@ -40,9 +40,12 @@ def _artifact(path: Path) -> dict[str, Any]:
         if error.code != "EC1506":
             raise
         return found | {"steps": None, "note": error.message}
-    steps = [{"origin": o, "kind": k, "kernel": n} for o, k, n in session.steps()]
+    steps = [{"origin": o, "kind": k, "kernel": n} for o, k, n in session.steps]
     sample = file.manifest.get("report", {}).get("sample") or {}
-    memory = session.memory(sample) if set(sample) == set(session.symbols) else None
+    memory = None
+    if set(sample) == set(session.symbols):
+        at = session.memory(sample)
+        memory = [at["arena_bytes"], at["temp_bytes"]]
     return found | {"steps": steps, "memory": memory}
 
 
@@ -126,7 +129,7 @@ def _show(found: dict[str, Any]) -> None:
                 " ".join(map(shape_text, r["weights"])),
                 shape_text(r["output"]),
                 r["bits"],
-                bytes_text(r["bytes"]),
+                r["bytes"],
             )
             for r in found["layers"]
         ]

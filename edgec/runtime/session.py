@@ -82,6 +82,11 @@ class Session:
         """The symbolic dims and their bounds (None: unbounded)."""
         return {name: (lo, None if hi < 0 else hi) for name, lo, hi in self._core.symbols}
 
+    @property
+    def steps(self) -> list[tuple[str, str, str]]:
+        """(origin, "call" or "kernel", kernel) of each step of the plan."""
+        return self._core.steps()
+
     def profile(self, feeds: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[StepTime]]:
         """One run: its outputs, and the time of each step that ran, in order."""
         results, times_ns = self._core.profile(dict(feeds))

@@ -9,32 +9,18 @@
 from __future__ import annotations
 
 import importlib
-import sys
-import types
 from typing import TYPE_CHECKING, Any
 
 from edgec.errors import EdgecError
 
 if TYPE_CHECKING:
-    from edgec.build import build
+    from edgec.compiler import build
     from edgec.runtime.session import Session, load
 
 __version__ = "0.1.0"
 __all__ = ["EdgecError", "Session", "__version__", "build", "load"]
 
-_LAZY = {"load": "edgec.runtime.session", "Session": "edgec.runtime.session", "build": "edgec.build"}
-
-
-class _Package(types.ModuleType):
-    """Keeps `edgec.build` the function: importing the submodule of that name would otherwise replace it."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "build" and isinstance(value, types.ModuleType):
-            value = value.build
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
+_LAZY = {"load": "edgec.runtime.session", "Session": "edgec.runtime.session", "build": "edgec.compiler"}
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ from edgec.errors import EdgecError
 
 @dataclass(frozen=True)
 class Target:
-    """triple, cpu: LLVM's names. features: LLVM's, beyond those of the cpu. requires: features, by /proc/cpuinfo's names,
+    """triple, cpu: LLVM's names. features: LLVM's, beyond those of the cpu. requires: features, by the names of edgec._core.cpu_features,
     that the CPU must have when an artifact is loaded. vector_bits: of one register. Caches in bytes, per core except l3.
     """
 
@@ -86,7 +86,9 @@ def _read(name: str, above: tuple[str, ...]) -> dict:
 def host() -> Target:
     """The best target that this CPU satisfies, by its flags. Raises EdgecError EC1402 for an unknown architecture."""
     machine = platform.machine().lower()
-    flags = cpu_flags()
+    from edgec import _core
+
+    flags = set(_core.cpu_features())
     if machine in ("x86_64", "amd64"):
         fitting = [t for t in map(load, ("x86-64-v2", "x86-64-v3")) if flags.issuperset(t.requires)]
     elif machine in ("aarch64", "arm64"):
@@ -101,18 +103,6 @@ def host() -> Target:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return replace(fitting[-1], name="host", cores=cores, l1d=l1d, l2=l2, l3=l3,
                    description=f"this machine, as {fitting[-1].name}")  # fmt: skip
-
-
-def cpu_flags() -> set[str]:
-    """The CPU's features as Linux names them; empty where the system does not say."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() in ("flags", "Features"):
-                return set(value.split())
-    except OSError:
-        pass
-    return set()
 
 
 def _cache(level: int) -> int:

@@ -19,7 +19,7 @@ define("iota", "", lambda size, dtype: TensorType(dtype, (size,)),
        lambda size, dtype: np.arange(size, dtype=numpy_dtype(dtype)), "leaf", size=REQUIRED, dtype="i64")  # fmt: skip
 # dim_value: a symbolic size as a scalar
 define("dim_value", "", lambda value, dtype: TensorType(dtype, ()),
-       lambda value, dtype: np.asarray(value, dtype=numpy_dtype(dtype)), "leaf", value=REQUIRED, dtype="i64")  # fmt: skip
+       lambda value, dtype: np.asarray(value, numpy_dtype(dtype)), "leaf", value=REQUIRED, dtype="i64")  # fmt: skip
 
 
 def _item(t, index):

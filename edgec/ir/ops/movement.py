@@ -37,7 +37,10 @@ define("transpose", "x", _transpose, lambda x, perm: np.transpose(x, perm), "mov
 def _expand(x, shape):
     need(x.rank <= len(shape), f"expand: {x} to {shape}")
     for d, s in zip(x.shape, shape[len(shape) - x.rank :]):
-        need(broadcast_dims(d, s, "expand") == s or same_dims(broadcast_dims(d, s, "expand"), s), f"expand: {x} to {shape}")
+        need(
+            broadcast_dims(d, s, "expand") == s or same_dims(broadcast_dims(d, s, "expand"), s),
+            f"expand: {x} to {shape}",
+        )
     return TensorType(x.dtype, shape)
 
 

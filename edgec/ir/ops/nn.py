@@ -94,7 +94,7 @@ def quantize_rows(x: np.ndarray, block: int = 32) -> np.ndarray:
     """x rounded to int8 per block of the last axis with an f32 scale (absmax / 127), as values."""
     k = x.shape[-1]
     padded = np.pad(x.astype(np.float32), [(0, 0)] * (x.ndim - 1) + [(0, -k % block)])
-    blocks = padded.reshape(*x.shape[:-1], padded.shape[-1] // block, block)
+    blocks = padded.reshape(*x.shape[:-1], -1, block)
     scale = np.abs(blocks).max(-1, keepdims=True) / np.float32(127)
     with np.errstate(all="ignore"):
         q = np.rint(blocks * np.where(scale > 0, np.float32(1) / scale, 0))
@@ -116,7 +116,7 @@ define("linear", "x w bias? residual?", _linear, _linear_reference, "nn", act="n
 
 
 def window(size: Dim, kernel: int, stride: int, before: Dim, after: Dim, dilation: int, ceil: bool = False) -> Dim:
-    """The number of positions of a sliding window; ceil: as pooling's ceil_mode (no window starts in the end padding)."""
+    """The number of positions of a sliding window; ceil: pooling's ceil_mode (no window starts in the end padding)."""
     span = size + before + after - dilation * (kernel - 1) - 1
     if not ceil:
         return floordiv(span, stride) + 1
@@ -225,8 +225,10 @@ def _conv_transpose_reference(x, w, bias, strides, pads, dilations, group, outpu
     for xg, wg in zip(np.split(x.astype(np.float64), group, axis=1), np.split(w.astype(np.float64), group, axis=0)):
         y = np.zeros((x.shape[0], w.shape[1], *roomy))
         for at in np.ndindex(*kernel):
-            place = tuple(slice(at[i] * dilations[i], at[i] * dilations[i] + (x.shape[2 + i] - 1) * strides[i] + 1, strides[i])
-                          for i in range(n))  # fmt: skip
+            first = [a * d for a, d in zip(at, dilations)]
+            place = tuple(
+                slice(first[i], first[i] + (x.shape[2 + i] - 1) * strides[i] + 1, strides[i]) for i in range(n)
+            )
             y[(slice(None), slice(None), *place)] += np.moveaxis(
                 np.tensordot(xg, wg[(slice(None), slice(None), *at)], (1, 0)), -1, 1
             )
@@ -329,5 +331,5 @@ def _attention_reference(q, k, v, mask, scale, causal, q_layout, k_layout, v_lay
 
 # softmax(q k^T * scale + mask) v for each head; k and v may have fewer heads (grouped-query attention), each read by
 # h / hk query heads in a row. mask broadcasts to [b, h, s, t]. causal: query i sees keys up to i + t - s
-define("attention", "q k v mask?", _attention, _attention_reference, "nn", scale=REQUIRED, causal=False, q_layout="bhsd",
-       k_layout="bhsd", v_layout="bhsd", out_layout="bhsd")  # fmt: skip
+define("attention", "q k v mask?", _attention, _attention_reference, "nn", scale=REQUIRED, causal=False,
+       q_layout="bhsd", k_layout="bhsd", v_layout="bhsd", out_layout="bhsd")  # fmt: skip

@@ -27,7 +27,7 @@ class Op:
     attrs: name -> default (REQUIRED: none).
     infer: (operand types..., **attrs) -> type; raises IrError.
     reference: (operand arrays..., **attrs) -> array, or a tuple of arrays; attributes arrive with dims bound to ints.
-    kind: "leaf", "unary", "binary", "elementwise" (more operands), "reduce", "movement", "nn", "recurrent" or "control".
+    kind: "leaf", "unary", "binary", "elementwise" (more operands), "reduce", "movement", "nn", "recurrent", "control".
     """
 
     name: str

@@ -1,0 +1,271 @@
+"""The pipeline: import, rewrite, quantize, lower, write."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgec.errors import EdgecError
+from edgec.ir.dims import evaluate, format_dim, substitute
+from edgec.ir.node import Graph, Node
+from edgec.ir.text import print_graph
+from edgec.ir.verify import verify
+
+PHASES = ("import", "rewrite", "quantize", "lower", "write")
+WEIGHTS = ("int4", "int8", "fp32")
+Progress = Callable[[str, float], None]  # (phase, seconds since the build began)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a build was asked for; part of the artifact's manifest."""
+
+    target: str = "host"
+    weights: str = "int4"
+    group: int = 32
+    activations: str = "int8"
+    dims: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        if self.weights not in WEIGHTS:
+            raise EdgecError("EC1001", f"{self.weights!r} is none of {', '.join(WEIGHTS)}", "--weights")
+        if self.activations not in ("int8", "fp32"):
+            raise EdgecError("EC1001", f"{self.activations!r} is neither int8 nor fp32", "--activations")
+        if self.group not in (32, 64, 128):
+            raise EdgecError("EC1001", f"{self.group} is none of 32, 64, 128", "--group")
+
+
+@dataclass
+class BuildReport:
+    """What a build did. Sizes in bytes, times in seconds, shares of 1.
+
+    weights: per quantized or packed weight: name, shape, bits, group, bytes, error. tuned_share: of all
+    multiply-accumulates, the share that hand-written kernels and convolution templates run (symbols at `sample`).
+    arena_bytes and values_bytes: peak of the arena, and the sum of all values, at `sample`.
+    """
+
+    path: str | None = None
+    source_bytes: int = 0
+    artifact_bytes: int = 0
+    weight_bits: float = 0.0
+    weights: list[dict] = field(default_factory=list)
+    tuned_share: float = 1.0
+    untuned: list[str] = field(default_factory=list)
+    macs: int = 0
+    arena_bytes: int = 0
+    values_bytes: int = 0
+    sample: dict[str, int] = field(default_factory=dict)
+    phases: dict[str, float] = field(default_factory=dict)
+    options: dict = field(default_factory=dict)
+    stopped_after: str | None = None
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def source_size(path: str | os.PathLike) -> int:
+    """Bytes of an ONNX file and of the external data beside it."""
+    from edgec.frontend import source_files
+
+    return sum(p.stat().st_size for p in source_files(path))
+
+
+class Build:
+    """One build, phase by phase; `graph` is the current one."""
+
+    def __init__(self, options: Options, progress: Progress | None = None, dump_ir: str | os.PathLike | None = None):
+        options.check()
+        from edgec import targets
+
+        self.options, self.progress = options, progress or (lambda phase, seconds: None)
+        self.target = targets.load(options.target)
+        self.dump_ir = None if dump_ir is None else Path(dump_ir)
+        self.started = time.perf_counter()
+        self.report = BuildReport(options=asdict(options) | {"dims": dict(options.dims)})
+        self.graph: Graph | None = None
+        self._dumped = 0
+        if self.dump_ir is not None:
+            try:
+                self.dump_ir.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise EdgecError("EC1003", str(error), "--dump-ir") from None
+
+    def _phase(self, name: str) -> None:
+        self.progress(name, time.perf_counter() - self.started)
+        self._phase_name, self._phase_at = name, time.perf_counter()
+
+    def _done(self) -> None:
+        self.report.phases[self._phase_name] = time.perf_counter() - self._phase_at
+
+    def dump(self, name: str, graph: Graph) -> None:
+        if self.dump_ir is not None:
+            (self.dump_ir / f"{self._dumped:02d}-{name}.ir").write_text(print_graph(graph))
+            self._dumped += 1
+
+    def load(self, model: Any, constants: Mapping[str, np.ndarray] | None = None) -> Graph:
+        """`model`: a path, a ModelProto, or a Graph."""
+        from edgec import frontend
+
+        self._phase("import")
+        if isinstance(model, Graph):
+            self.graph = model
+        else:
+            self.graph = frontend.load(model, dims=self.options.dims, constants=constants or {})
+        verify(self.graph)
+        self.dump("import", self.graph)
+        self._done()
+        return self.graph
+
+    def rewrite(self) -> Graph:
+        from edgec import rewrites
+
+        assert self.graph is not None
+        self._phase("rewrite")
+        self.graph = rewrites.run(self.graph, rewrites.PHASES, dump=self.dump)
+        verify(self.graph)
+        self._done()
+        return self.graph
+
+    def quantize(self) -> Graph:
+        assert self.graph is not None
+        self._phase("quantize")
+        o = self.options
+        if o.weights == "fp32":
+            self._done()
+            return self.graph
+        from edgec.rewrites.quantize import quantize
+
+        self.graph, self.report.weights = quantize(
+            self.graph, weights=o.weights, group=o.group, activations=o.activations
+        )
+        verify(self.graph)
+        self.dump("quantize", self.graph)
+        self._done()
+        return self.graph
+
+    def lower(self):
+        from edgec.lower.lowering import lower
+
+        assert self.graph is not None
+        self._phase("lower")
+        self.lowered = lower(self.graph, self.target, lambda step: None)
+        self.dump("lower", self.lowered.graph)
+        self._measure()
+        self._done()
+        return self.lowered
+
+    def _measure(self) -> None:
+        """Fills in what the report says of the lowered graph, at a sample of the symbols."""
+        assert self.graph is not None
+        r = self.report
+        r.sample = sample_dims(self.graph)
+        tuned = untuned = 0
+        for name, kind, node, count in self.lowered.work():
+            value = evaluate(count, r.sample)
+            if kind == "kernel" or node.op in ("conv", "conv_transpose"):
+                tuned += value
+            else:
+                untuned += value
+                if value:
+                    r.untuned.append(f"{self.graph.origin(node)} ({node.op}, {name})")
+        r.macs = tuned + untuned
+        r.tuned_share = tuned / r.macs if r.macs else 1.0
+        bits = sum(w["bytes"] * 8 for w in r.weights)
+        count = sum(int(np.prod(w["shape"])) for w in r.weights)
+        r.weight_bits = bits / count if count else 32.0
+
+    def write(self, out: str | os.PathLike) -> BuildReport:
+        import edgec
+        from edgec.artifact.writer import write_artifact
+        from edgec.lower.assemble import ALIGN
+
+        self._phase("write")
+        low, r, t = self.lowered, self.report, self.target
+        assert self.graph is not None
+        manifest = {
+            "edgec": edgec.__version__,
+            "target": {"name": t.name, "triple": t.triple, "cpu": t.cpu, "features": list(t.requires)},
+            "inputs": [_describe(n["name"], n) for n in self.graph.inputs],
+            "outputs": [_describe(name, n) for name, n in self.graph.outputs],
+            "symbols": {k: list(v) for k, v in self.graph.symbols.items()},
+            "options": r.options,
+            "report": {
+                "weights": r.weights,
+                "tuned_share": r.tuned_share,
+                "weight_bits": r.weight_bits,
+                "macs": r.macs,
+            },
+        }
+        pieces = ((ALIGN, blob.load()) for blob in low.blobs)
+        write_artifact(out, plan=low.plan.encode(), manifest=manifest, code=low.code or None, weights=pieces)
+        r.path, r.artifact_bytes = str(out), Path(out).stat().st_size
+        self._done()
+        return r
+
+
+def _describe(name: str, node: Node) -> dict:
+    return {
+        "name": name,
+        "dtype": node.dtype,
+        "shape": [format_dim(d) for d in node.shape],
+    }
+
+
+def sample_dims(graph: Graph, size: int = 64) -> dict[str, int]:
+    """A size for each symbol within its bounds, for figures that need one: 1 for batches, else `size`."""
+    sample = {}
+    for name, (low, high) in graph.symbols.items():
+        leading = any(n.rank and substitute(n.shape[0], {name: 0}) != n.shape[0] for n in graph.inputs)
+        value = 1 if leading else size
+        sample[name] = max(low, value if high is None else min(value, high))
+    return sample
+
+
+def build(
+    model: Any,
+    *,
+    target: str = "host",
+    weights: str = "int4",
+    group: int = 32,
+    activations: str = "int8",
+    dims: Mapping[str, Any] | None = None,
+    constants: Mapping[str, np.ndarray] | None = None,
+    out: str | os.PathLike | None = None,
+    stop_after: str | None = None,
+    dump_ir: str | os.PathLike | None = None,
+    progress: Progress | None = None,
+) -> BuildReport:
+    """Compiles an ONNX model into an artifact.
+
+    model: path of an .onnx file, a ModelProto or an IR graph. dims: symbol -> size, (low, high), or another symbol's
+    name. constants: values of inputs that are fixed at build. out: default the model's name with .edgec. stop_after: one
+    of PHASES; nothing is written unless it is the last. Raises EdgecError; a failed build leaves nothing behind.
+    """
+    if stop_after is not None and stop_after not in PHASES:
+        raise EdgecError("EC1001", f"{stop_after!r} is none of {', '.join(PHASES)}", "--stop-after")
+    options = Options(target, weights, group, activations, dict(dims or {}))
+    job = Build(options, progress, dump_ir)
+    is_path = isinstance(model, (str, os.PathLike))
+    if out is None:
+        if not is_path:
+            raise EdgecError("EC1001", "a model that is not a file needs a name for the artifact", "out")
+        out = Path(model).with_suffix(".edgec")
+    job.load(model, constants)
+    steps: dict[str, Callable] = {"import": lambda: None, "rewrite": job.rewrite, "quantize": job.quantize,
+                                  "lower": job.lower, "write": lambda: job.write(out)}  # fmt: skip
+    for phase, step in steps.items():
+        step()
+        if phase == stop_after:
+            break
+    job.report.stopped_after = stop_after
+    job.report.source_bytes = source_size(model) if is_path else 0
+    return job.report
+
+
+__all__ = ["PHASES", "Build", "BuildReport", "Options", "build", "sample_dims"]

@@ -1,0 +1,267 @@
+"""Units in order -> the plan: values with their storage and lifetimes, steps with their arguments, run-time checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from edgec.artifact.plan import ABSENT, Arg, Check, CheckKind, Plan, Step, StepKind, Storage, Symbol, Value
+from edgec.errors import EdgecError
+from edgec.ir.dims import Dim, Expr, postfix, product, symbol_name
+from edgec.ir.node import Data, Graph, Node, infer
+from edgec.ir.ops.registry import collect_assumptions
+from edgec.ir.types import TensorType, TupleType, dtype_size
+from edgec.lower.builtins import Builtin
+from edgec.lower.groups import Compiled
+from edgec.lower.guards import Guard
+from edgec.lower.schedule import Branch, Unit
+
+ALIGN = 64
+_KINDS = {"equal": CheckKind.EQUAL, "at_least": CheckKind.AT_LEAST, "broadcast": CheckKind.BROADCAST}
+_SAYS = {
+    "equal": "{0} and {1} must be equal",
+    "at_least": "{0} must be at least {1}",
+    "broadcast": "{0} and {1} must be equal, or one of them 1",
+}
+
+
+@dataclass
+class Blob:
+    """One constant of weights.bin: load() gives its bytes when they are written."""
+
+    offset: int
+    nbytes: int
+    load: Callable[[], np.ndarray]
+
+
+@dataclass
+class Assembled:
+    plan: Plan
+    blobs: list[Blob] = field(default_factory=list)
+    steps: list[tuple[object, str]] = field(default_factory=list)  # what each step of the plan runs, for reports
+
+
+def base_of(node: Node) -> Node:
+    """The node whose memory an alias shares."""
+    while node.op == "reshape":
+        assert node.inputs[0] is not None
+        node = node.inputs[0]
+    return node
+
+
+def _bytes(data: Data) -> np.ndarray:
+    parts = data.parts()
+    return np.ascontiguousarray(parts["bytes"] if "bytes" in parts else parts["value"]).reshape(-1).view(np.uint8)
+
+
+class Assembler:
+    def __init__(self, graph: Graph, pack: Callable[[Node], Data]):
+        """pack: the packed bytes of a `pack` node."""
+        self.graph, self.pack = graph, pack
+        self.out = Assembled(Plan())
+        self.plan = self.out.plan
+        self.index: dict[Node, int] = {}  # value of each node in memory
+        self.blob_at: dict[object, int] = {}
+        self.offset = 0
+        self.owner: dict[Node, int] = {}  # node -> graph output whose memory it is written to
+        self.first: dict[int, int] = {}  # temp value -> first and last step that touches it
+        self.last: dict[int, int] = {}
+        self._symbols()
+
+    # Dims
+
+    def _symbols(self) -> None:
+        self.symbol_index: dict[str, int] = {}
+        for position, node in enumerate(self.graph.inputs):
+            for axis, dim in enumerate(node.shape):
+                name = symbol_name(dim)
+                if name is not None and name not in self.symbol_index:
+                    self.symbol_index[name] = len(self.plan.symbols)
+                    lo, hi = self.graph.symbols.get(name, (0, None))
+                    self.plan.symbols.append(Symbol(name, position, axis, lo, -1 if hi is None else hi))
+
+    def dim(self, d: Dim) -> int:
+        def sym(name: str) -> int:
+            if name not in self.symbol_index:
+                raise EdgecError("EC1203", f"no input has a dim that is just {name!r}", hint=f"Fix it: --dim {name}=N")
+            return self.symbol_index[name]
+
+        return self.plan.expr(*postfix(d, sym))
+
+    # Values
+
+    def _value(self, type: TensorType, storage: Storage, a=0, b=0, c=0) -> int:
+        return self.plan.value(Value(type.dtype, tuple(map(self.dim, type.shape)), storage, a, b, c))
+
+    def value(self, node: Node) -> int:
+        """The index of the node's value; constants are placed when they are first asked for."""
+        if node in self.index:
+            return self.index[node]
+        if node.op == "constant":
+            index = self._constant(node["data"], node.type)
+        elif node.op == "pack":
+            data = self.pack(node)
+            index = self._constant(data, data.type)
+        elif node.op == "reshape":
+            assert node.inputs[0] is not None
+            below = self.value(node.inputs[0])
+            base = base_of(node)
+            if base in self.owner:
+                index = self._value(node.type, Storage.OUTPUT, self.owner[base])
+            else:
+                index = self._value(node.type, Storage.ALIAS, below, self.plan.const(0))
+        else:
+            raise AssertionError(f"{node} is not in memory")
+        self.index[node] = index
+        return index
+
+    def _constant(self, data: Data, type: TensorType) -> int:
+        nbytes = int(np.prod(type.shape, dtype=np.int64)) * dtype_size(type.dtype)
+        if data.key not in self.blob_at:
+            self.blob_at[data.key] = self.offset
+            self.out.blobs.append(Blob(self.offset, nbytes, lambda: _bytes(data)))
+            self.offset += -(-nbytes // ALIGN) * ALIGN
+        return self._value(type, Storage.CONSTANT, self.blob_at[data.key], nbytes)
+
+    def _define(self, node: Node, type: TensorType) -> int:
+        if node in self.owner:
+            return self._value(type, Storage.OUTPUT, self.owner[node])
+        size = product(type.shape) * dtype_size(type.dtype)
+        return self._value(type, Storage.TEMP, self.dim(size))
+
+    def _touch(self, index: int, step: int) -> None:
+        value = self.plan.values[index]
+        while value.storage == Storage.ALIAS:
+            index = value.a
+            value = self.plan.values[index]
+        if value.storage == Storage.TEMP:
+            self.first.setdefault(index, step)
+            self.last[index] = max(self.last.get(index, step), step)
+
+    # Steps
+
+    def _step(self, step: Step, what: object = None) -> int:
+        self.plan.steps.append(step)
+        self.out.steps.append((what, step.origin))
+        number = len(self.plan.steps) - 1
+        for arg in step.args:
+            if arg.kind == 0:
+                self._touch(int(arg.value), number)
+        return number
+
+    def _param(self, p) -> Arg:
+        if isinstance(p, str):
+            return Arg.string(p)
+        if isinstance(p, float):
+            return Arg.double(p)
+        return Arg.dim(self.dim(p)) if isinstance(p, Expr) else Arg.imm(int(p))
+
+    def _copy(self, source: int, target: int, origin: str) -> None:
+        self._step(Step(StepKind.KERNEL, "copy", args=(Arg.of(source), Arg.of(target)), origin=origin))
+
+    def _emit(self, items: Sequence[Unit | Branch], guard: Guard) -> None:
+        for item in items:
+            if isinstance(item, Branch):
+                self._branch(item, guard)
+            elif isinstance(item.what, Compiled):
+                self._call(item)
+            elif isinstance(item.what, Builtin):
+                self._kernel(item, item.what)
+            else:
+                self.value(item.outputs[0])
+
+    def _call(self, unit: Unit) -> None:
+        compiled = unit.what
+        assert isinstance(compiled, Compiled)
+        for node in unit.outputs:
+            self.index[node] = self._define(node, node.type)
+        args = []
+        for kind, arg in compiled.args:
+            if kind == "value":
+                args.append(Arg.of(self.value(arg)))
+            elif kind == "const":
+                data = Data.of(arg)
+                args.append(Arg.of(self._constant(data, data.type)))
+            elif kind == "dim":
+                args.append(Arg.dim(self.dim(arg)))
+            else:
+                args.append(Arg.scratch(self.dim(arg)))
+        origin = self._origin(unit)
+        extent = self.dim(compiled.extent)
+        self._step(Step(StepKind.CALL, compiled.symbol, extent, compiled.grain, tuple(args), origin), unit)
+
+    def _kernel(self, unit: Unit, builtin: Builtin) -> None:
+        node = unit.outputs[0]
+        types = node.type.items if isinstance(node.type, TupleType) else (node.type,)
+        args = [ABSENT if o is None else Arg.of(self.value(o)) for o in builtin.operands]
+        items = {u["index"]: u for u in self.users.get(node, []) if u.op == "item"}
+        for i, type in enumerate(types):
+            target = items.get(i) if isinstance(node.type, TupleType) else node
+            if target is None:
+                index = self._value(type, Storage.TEMP, self.dim(product(type.shape) * dtype_size(type.dtype)))
+            else:
+                index = self.index[target] = self._define(target, type)
+            args.append(Arg.of(index))
+        args += map(self._param, builtin.params)
+        self._step(Step(StepKind.KERNEL, builtin.name, args=tuple(args), origin=self._origin(unit)), unit)
+
+    def _origin(self, unit: Unit) -> str:
+        return self.graph.origin(unit.outputs[0])
+
+    def _branch(self, branch: Branch, guard: Guard) -> None:
+        for node in branch.nodes:
+            self.index[node] = self._define(node, node.type)
+        origin = self.graph.origin(branch.nodes[0])
+        self._step(Step(StepKind.JUMP_IF_FALSE, args=(Arg.of(self.value(branch.pred)), Arg.imm(0)), origin=origin))
+        skip = len(self.plan.steps) - 1
+        for side, items in ((1, branch.then), (2, branch.orelse)):
+            self._emit(items, guard)
+            for node in branch.nodes:
+                source = node.inputs[side]
+                assert source is not None
+                self._copy(self.value(source), self.index[node], self.graph.origin(node))
+            if side == 1:
+                self._step(Step(StepKind.JUMP, args=(Arg.imm(0),), origin=origin))
+                end = len(self.plan.steps) - 1
+                pred = self.plan.steps[skip].args[0]
+                self.plan.steps[skip].args = (pred, Arg.imm(len(self.plan.steps)))
+        self.plan.steps[end].args = (Arg.imm(len(self.plan.steps)),)
+
+    def _checks(self, guard: Callable[[Node], Guard], nodes: Sequence[Node]) -> None:
+        seen = set()
+        for node in nodes:
+            if node.op in ("input", "constant") or guard(node):
+                continue
+            with collect_assumptions() as assumed:
+                infer(node)
+            for kind, a, b in assumed:
+                if (kind, a, b) not in seen:
+                    seen.add((kind, a, b))
+                    message = f"{self.graph.origin(node)}: {_SAYS[kind].format(a, b)}"
+                    self.plan.checks.append(Check(_KINDS[kind], self.dim(a), self.dim(b), message))
+
+    def run(self, items: Sequence[Unit | Branch], guard: Callable[[Node], Guard]) -> Assembled:
+        """Everything; `items` as schedule.order gives them."""
+        self.users = self.graph.users()
+        for position, node in enumerate(self.graph.inputs):
+            self.index[node] = self._value(node.type, Storage.INPUT, position)
+            self.plan.inputs.append((node["name"], self.index[node]))
+        for position, (_, node) in enumerate(self.graph.outputs):
+            base = base_of(node)
+            if base.op not in ("input", "constant", "pack") and base not in self.owner:
+                self.owner[base] = position
+        self._checks(guard, self.graph.nodes())
+        self._emit(items, ())
+        for position, (name, node) in enumerate(self.graph.outputs):
+            if self.owner.get(base_of(node)) == position:
+                index = self.value(node)
+            else:
+                index = self._value(node.type, Storage.OUTPUT, position)
+                self._copy(self.value(node), index, name)
+            self.plan.outputs.append((name, index))
+        for index, value in enumerate(self.plan.values):
+            if value.storage == Storage.TEMP:
+                value.b, value.c = self.first.get(index, 0), self.last.get(index, 0)
+        return self.out

@@ -1,0 +1,146 @@
+"""Rewrites what no kernel computes as it stands into what one does: dtypes, activations, packed weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from edgec.ir.dims import product
+from edgec.ir.node import Graph, Node, constant, make
+from edgec.ir.types import TensorType
+
+# Built-in kernels that compute in f32; the other float dtypes are cast around them.
+F32_ONLY = ("linear", "attention", "lstm", "gru", "rnn")
+LINEAR_ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid")
+
+Pick = Callable[[Node, str], str]  # (weight, op that reads it) -> packed format
+
+
+def cast(node: Node, dtype: str) -> Node:
+    if node.dtype == dtype:
+        return node
+    if node.op == "constant" and not node.type.encoding:
+        return constant(node["data"].array(), dtype)
+    return make("cast", node, dtype=dtype)
+
+
+def activation(x: Node, act: str) -> Node:
+    """The activation `act` of `linear` and `conv` as nodes of its own."""
+
+    def number(value: float) -> Node:
+        return constant(value, x.dtype)
+
+    def clip(v: Node, low: float, high: float) -> Node:
+        return make("min", make("max", v, number(low)), number(high))
+
+    if act == "none":
+        return x
+    if act == "relu6":
+        return clip(x, 0, 6)
+    if act in ("hard_sigmoid", "hard_swish"):
+        gate = clip(make("add", make("mul", x, number(1 / 6)), number(0.5)), 0, 1)
+        return gate if act == "hard_sigmoid" else make("mul", x, gate)
+    return make("gelu", x, approximate="tanh") if act == "gelu_tanh" else make(act, x)
+
+
+def _in_f32(node: Node) -> Node:
+    inputs = [i if i is None or i.dtype not in ("f16", "bf16", "f64") else cast(i, "f32") for i in node.inputs]
+    return make(node.op, *inputs, **node.attrs)
+
+
+def _linear(node: Node, pick: Pick) -> Node:
+    x, w, bias, residual = node.inputs
+    assert x is not None and w is not None
+    if w.op != "constant":
+        y = make("matmul", x, w, trans_b=True) if x.rank > 1 else None
+        if y is None:
+            flat = make("matmul", make("reshape", x, shape=(1, x.shape[0])), w, trans_b=True)
+            y = make("reshape", flat, shape=(w.shape[0],))
+        y = y if bias is None else make("add", y, bias)
+        y = activation(y, node["act"])
+        return y if residual is None else make("add", y, residual)
+    if node["act"] not in LINEAR_ACTIVATIONS:
+        y = activation(make("linear", x, w, bias, act="none", activations=node["activations"]), node["act"])
+        return y if residual is None else make("add", y, residual)
+    packed = make("pack", w, format=pick(w, "linear"))
+    return make("linear", x, packed, bias, residual, act=node["act"], activations=node["activations"])
+
+
+def _matmul(node: Node) -> Node:
+    """Products of other dtypes than f32 become a multiplication and a sum."""
+    a, b = node.operands()
+    if node["trans_a"]:
+        a = make("transpose", a, perm=(*range(a.rank - 2), a.rank - 1, a.rank - 2))
+    if not node["trans_b"]:
+        b = make("transpose", b, perm=(*range(b.rank - 2), b.rank - 1, b.rank - 2))
+    a = make("reshape", a, shape=(*a.shape[:-1], 1, a.shape[-1]))
+    b = make("reshape", b, shape=(*b.shape[:-2], 1, *b.shape[-2:]))
+    products = make("mul", a, b)
+    return make("reduce_sum", products, axes=(products.rank - 1,))
+
+
+def legalize(graph: Graph, pick: Pick) -> Graph:
+    """The graph with only what the kernels and templates compute.
+
+    pick: the packed format of a weight. Nodes get the origins of what they replace.
+    """
+    new: dict[Node, Node] = {}
+    for node in graph.nodes():
+        inputs = [None if i is None else new[i] for i in node.inputs]
+        out = _one(make(node.op, *inputs, **node.attrs), pick)
+        new[node] = out
+        origin = graph.origins.get(node)
+        if origin:
+            stack = [out]
+            while stack:
+                n = stack.pop()
+                if n not in graph.origins and n.op not in ("input", "constant"):
+                    graph.origins[n] = origin
+                    stack.extend(n.operands())
+    return graph.with_outputs([new[n] for _, n in graph.outputs])
+
+
+def _one(node: Node, pick: Pick) -> Node:
+    if isinstance(node.type, TensorType) and node.op in F32_ONLY and node.dtype != "f32":
+        return cast(_one(_in_f32(node), pick), node.dtype)
+    if node.op == "item":
+        inner = node.inputs[0]
+        assert inner is not None
+        wanted = node.type.dtype
+        if inner.op in F32_ONLY and wanted in ("f16", "bf16", "f64"):
+            return cast(make("item", _in_f32(inner), index=node["index"]), wanted)
+        return node
+    if node.op == "linear" and node.inputs[1] is not None and node.inputs[1].op != "pack":
+        return _linear(node, pick)
+    if node.op == "matmul" and node.dtype != "f32":
+        if node.dtype in ("f16", "bf16"):
+            return cast(_in_f32(node), node.dtype)
+        return _matmul(node)
+    if node.op == "gather" and node.inputs[0] is not None and node.inputs[0].type.encoding:
+        table, indices = node.inputs
+        assert indices is not None
+        return make("gather", make("pack", table, format=pick(table, "gather")), cast(indices, "i64"), axis=0)
+    if node.op == "conv" and node.inputs[1] is not None and node.inputs[1].type.encoding:
+        x, w, *rest = node.inputs
+        return make("conv", x, constant(w["data"].array()), *rest, **node.attrs)
+    return node
+
+
+def macs(node: Node):
+    """Multiply-accumulates of a matrix product, convolution, attention or recurrent op, as a Dim; 0 of others."""
+    if node.op == "linear":
+        return product(node.shape) * node.inputs[0].shape[-1]
+    if node.op in ("matmul", "matmul_int"):
+        a = node.inputs[0]
+        return product(node.shape) * (a.shape[-2] if node.attrs.get("trans_a") else a.shape[-1])
+    if node.op == "conv":
+        return product(node.shape) * product(node.inputs[1].shape[1:])
+    if node.op == "conv_transpose":
+        return product(node.inputs[0].shape) * product(node.inputs[1].shape[1:])
+    if node.op == "attention":
+        q, k = node.inputs[:2]
+        keys = k.shape[1] if node["k_layout"] == "bshd" else k.shape[2]
+        return 2 * product(q.shape) * keys
+    if node.op in ("lstm", "gru", "rnn"):
+        x, w, r = node.inputs[:3]
+        return x.shape[0] * x.shape[1] * (product(w.shape) + product(r.shape))
+    return 0

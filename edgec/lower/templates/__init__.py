@@ -5,5 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from edgec.lower.templates import map as map_
+from edgec.lower.templates import rows
 
-TEMPLATES: dict[str, Callable] = {"map": map_.build}
+TEMPLATES: dict[str, Callable] = {"map": map_.build, "rows": rows.build}

@@ -56,6 +56,15 @@ def llvm(name: str, *args):
     return T.call_llvm_pure_intrin(str(args[0].ty.dtype), f"llvm.{name}", *args)
 
 
+def differ(a, b):
+    """a != b, true for NaN: TVM's NE on floats is the ordered comparison."""
+    return T.Not(T.EQ(a, b))
+
+
+def is_nan(x):
+    return differ(x, x)
+
+
 def floordiv(a, b):
     """Toward minus infinity, for b > 0; TVM's own node would need a pass that also "simplifies" x != x."""
     lanes = lanes_of(a)

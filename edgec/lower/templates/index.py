@@ -150,6 +150,10 @@ class Reduced:
         return self.value.ixs()
 
 
+class Refused(Exception):
+    """The group does not have the form that its template needs."""
+
+
 class RefineLoop(Exception):
     """A loop has to be split so that its innermost part has this extent."""
 
@@ -199,6 +203,9 @@ class Tracer:
         self.memo: dict = {}
         self.splits = 0  # reshapes left to div and mod
         self.may_refine = True
+        self.dims: list[list[int]] = []  # the loops of each dim of the traced shape
+        self.operands: set | None = None  # a constant that is none of these is part of the code
+        self.rows: tuple | None = None  # (full shape, reduced axes, indices of the full shape)
 
     def value(self, node, ixs: tuple[Ix, ...]):
         key = (node, ixs)
@@ -210,12 +217,28 @@ class Tracer:
         scalar = inline_scalar(node)
         if scalar is not None:
             return Literal(scalar, node.dtype)
+        if node.op == "constant" and (node in self.inside or (self.operands is not None and node not in self.operands)):
+            return Literal(node["data"].array().item(), node.dtype)
         if node not in self.inside:
             return Load(node, linear(ixs, node.shape))
         if node.op in MOVEMENT:
             return getattr(self, "_" + node.op)(node, ixs)
+        if node.op in REDUCE or node.op in ARG:
+            return self._reduction(node, ixs)
         args = tuple(self.value(x, self.broadcast(x, node, ixs)) for x in node.inputs)
         return Compute(node, args)
+
+    def _reduction(self, node, ixs):
+        if self.rows is None:
+            raise Refused(f"a {node.op} inside a group of another kind")
+        shape, axes, full = self.rows
+        keep = node.rank == len(shape)
+        own = tuple(Ix() if i in axes else ix for i, ix in enumerate(full) if keep or i not in axes)
+        x = node.inputs[0]
+        if x.shape != shape or ixs != own:
+            raise Refused(f"{node.op} of {x.type} is read in another order than its rows are")
+        loops = tuple(k for a in axes for k in self.dims[a])
+        return Reduced(node, self.value(x, full), loops)
 
     def broadcast(self, x, node, ixs):
         shift = node.rank - x.rank
@@ -376,6 +399,8 @@ class Tracer:
         return Ix(dynamic=((1, Gathered(value, size)),))
 
 
+REDUCE = ("reduce_sum", "reduce_mean", "reduce_max", "reduce_min", "reduce_prod")
+ARG = ("argmax", "argmin")
 MOVEMENT = ("expand", "transpose", "slice", "iota", "dim_value", "reshape", "concat", "pad", "gather", "gather_elements",
             "gather_nd")  # fmt: skip
 

@@ -29,6 +29,7 @@ def trace(inside: set, shape, root) -> tuple[list[int], dict[int, Dim], list]:
                 ix, stride = ix + (Ix(((k, stride),)) if extents[k] != 1 else Ix()), extents[k] * stride
             ixs.append(ix)
         tracer = Tracer(inside, extents)
+        tracer.dims = dims
         tracer.may_refine = len(extents) < 24
         try:
             found = root(tracer, tuple(ixs))
@@ -88,17 +89,17 @@ def build(group: Group, b: Builder, target: Target) -> tuple[Dim, int]:
         extents[order[0]] = 1
     vector = order[-1]
 
-    def row(env, low, high):
+    def row(env, low, high, size=None):
         def body(start, width, choices):
             here = Body(b, buffers, env | {vector: start}, vector, width, choices)
             for s in stores:
                 here.store(s)
 
-        Row(b, buffers, env, vector, lanes, values, body).run(low, high, {})
+        Row(b, buffers, env, vector, lanes, values, body).run(low, high, {}, size)
 
     if len(order) == 1:
         row({}, b.begin, b.end)
         return extents[vector], grain_of(element_ns)
     inner = extents[vector]
-    total = over_units(b, order[:-1], extents, lambda env: row(env, b.dim(0), b.dim(inner)))
+    total = over_units(b, order[:-1], extents, lambda env: row(env, b.dim(0), b.dim(inner), inner))
     return total, grain_of(element_ns * size_hint(product([inner])) + 2)

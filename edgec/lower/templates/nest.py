@@ -264,10 +264,11 @@ class Row:
         self.roots, self.body = roots, body
         self.heavy = cost(everything(roots)) > 20
 
-    def run(self, low, high, choices: dict) -> None:
+    def run(self, low, high, choices: dict, size: Dim | None = None) -> None:
+        """size: high - low where it is a known int, which spares the code for other sizes."""
         b, pick = self.b, open_pick(self.roots, choices)
         if pick is None:
-            self._vectors(b.let(low), b.let(high), choices)
+            self._vectors(b.let(low), b.let(high), choices, size if isinstance(size, int) else None)
             return
         here = Body(b, self.buffers, self.env, None, 1, choices)
         c = pick.ix.coef(self.vector)
@@ -309,27 +310,36 @@ class Row:
             )
             inner.run(i64(0), i64(1), choices)
 
-    def _vectors(self, low, high, choices) -> None:
+    def _vectors(self, low, high, choices, size: int | None) -> None:
         b, lanes = self.b, self.lanes
         if self.vector == -1:
             self.body(low, 1, choices)
             return
-        count = b.let(high - low)
-        if lanes == 1:
+        count = b.let(high - low) if size is None else i64(size)
+        if lanes == 1 or (size is not None and size < lanes):
             with b.loop(count, low, stem="x") as v:
                 self.body(v, 1, choices)
+            return
+        if size is not None:
+            self._long(low, high, count, choices, size)
             return
         with b.block() as short, b.loop(count, low, stem="x") as v:
             self.body(v, 1, choices)
         with b.if_(count >= i64(lanes), otherwise=short):
-            if self.heavy:  # one copy of the body: the last start is pulled back
-                last = b.let(high - i64(lanes))
-                with b.loop(T.truncdiv(count + i64(lanes - 1), i64(lanes)), low, lanes, stem="x") as v:
-                    self.body(b.let(T.min(v, last)), lanes, choices)
-                return
-            whole = b.let(T.truncdiv(count, i64(lanes)))
-            with b.loop(whole, low, lanes, stem="x") as v:
-                self.body(v, lanes, choices)
+            self._long(low, high, count, choices, None)
+
+    def _long(self, low, high, count, choices, size: int | None) -> None:
+        b, lanes = self.b, self.lanes
+        exact = size is not None and size % lanes == 0
+        if self.heavy and not exact:  # one copy of the body: the last start is pulled back
+            last = b.let(high - i64(lanes))
+            with b.loop(T.truncdiv(count + i64(lanes - 1), i64(lanes)), low, lanes, stem="x") as v:
+                self.body(b.let(T.min(v, last)), lanes, choices)
+            return
+        whole = b.let(T.truncdiv(count, i64(lanes)))
+        with b.loop(whole, low, lanes, stem="x") as v:
+            self.body(v, lanes, choices)
+        if not exact:
             with b.if_(whole * i64(lanes) < count):
                 self.body(b.let(high - i64(lanes)), lanes, choices)
 

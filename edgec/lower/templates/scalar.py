@@ -12,7 +12,7 @@ from collections.abc import Callable
 from tvm import tirx as T
 
 from edgec.lower.templates import vecmath
-from edgec.lower.templates.builder import Builder, const, lanes_of, llvm, spread
+from edgec.lower.templates.builder import Builder, const, differ, is_nan, lanes_of, llvm, spread
 
 _REGISTER = {"bool": "bool", "i8": "int8", "u8": "uint8", "i16": "int16", "u16": "uint16", "i32": "int32", "u32": "uint32",
              "i64": "int64", "u64": "uint64", "f16": "float32", "bf16": "float32", "f32": "float32", "f64": "float64"}  # fmt: skip
@@ -39,7 +39,7 @@ def _like(value, e):
 
 def from_memory(e, dtype: str):
     if dtype == "bool":
-        return T.NE(e, _like(0, e))
+        return differ(e, _like(0, e))
     if dtype == "f16":
         return _as(e, "float32")
     if dtype == "bf16":
@@ -57,7 +57,7 @@ def to_memory(b: Builder, e, dtype: str):
         odd = T.bitwise_and(T.shift_right(bits, _like(16, bits)), _like(1, bits))
         rounded = T.shift_right(bits + _like(0x7FFF, bits) + odd, _like(16, bits))
         quiet = T.bitwise_or(T.shift_right(bits, _like(16, bits)), _like(0x40, bits))
-        return _as(T.Select(T.NE(e, e), quiet, rounded), "uint16")
+        return _as(T.Select(is_nan(e), quiet, rounded), "uint16")
     return e
 
 
@@ -81,6 +81,14 @@ def _wrapping(f):
         return f(x, y)
 
     return emit
+
+
+def add(x, y):
+    return _wrapping(lambda p, q: p + q)(None, None, x, y)
+
+
+def multiply(x, y):
+    return _wrapping(lambda p, q: p * q)(None, None, x, y)
 
 
 def _truncated(b: Builder, x, y, op):
@@ -139,7 +147,7 @@ def _extreme(keep):
     def emit(b, node, x, y):
         if node.inputs[0].dtype not in FLOATS:
             return T.Select(keep(x, y), x, y)
-        return T.Select(T.Or(keep(x, y), T.NE(x, x)), x, y)  # a NaN in either place wins
+        return T.Select(T.Or(keep(x, y), is_nan(x)), x, y)  # a NaN in either place wins
 
     return emit
 
@@ -159,7 +167,7 @@ def convert(b: Builder, x, to: str):
     if source == to:
         return x
     if to == "bool":
-        return T.NE(x, _like(0, x))
+        return differ(x, _like(0, x))
     if source == "bool":
         return T.Select(x, const(1, to, lanes_of(x)), const(0, to, lanes_of(x)))
     if source.startswith("float") and "int" in to:
@@ -187,7 +195,7 @@ def _sign(b, node, x):
     if str(x.ty.dtype).startswith("uint"):
         return T.Select(x > zero, one, zero)
     y = T.Select(x > zero, one, T.Select(x < zero, _like(-1, x), zero))
-    return T.Select(T.NE(x, x), x, y) if node.dtype in FLOATS else y
+    return T.Select(is_nan(x), x, y) if node.dtype in FLOATS else y
 
 
 def _abs(b, node, x):
@@ -225,7 +233,7 @@ def _softplus(b, node, x):
     # log1p without its loss: log(u) + the part of e that rounding u lost
     log1p = _OPS["log"](b, node, u) + (e - (u - _like(1.0, x))) / u
     y = T.Select(x > _like(0.0, x), x, _like(0.0, x)) + log1p
-    return T.Select(T.Or(T.NE(x, x), T.EQ(x, _like(math.inf, x))), x, y)
+    return T.Select(T.Or(is_nan(x), T.EQ(x, _like(math.inf, x))), x, y)
 
 
 def _gelu(b, node, x):
@@ -273,7 +281,7 @@ _OPS: dict[str, Callable] = {
     "atanh": _call("atanh"), "atan2": _call("atan2"),
     "relu": lambda b, node, x: T.Select(x < _like(0, x), _like(0, x), x),
     "not": _simple(T.Not), "bitwise_not": _simple(T.bitwise_not),
-    "isnan": _simple(lambda x: T.NE(x, x)),
+    "isnan": _simple(lambda x: is_nan(x)),
     "isinf": _simple(lambda x: T.Or(T.EQ(x, _like(math.inf, x)), T.EQ(x, _like(-math.inf, x)))),
     "add": _wrapping(lambda x, y: x + y), "sub": _wrapping(lambda x, y: x - y), "mul": _wrapping(lambda x, y: x * y),
     "div": _div, "mod": _mod, "fmod": _fmod, "pow": _pow,
@@ -281,7 +289,7 @@ _OPS: dict[str, Callable] = {
     "and": _simple(T.And), "or": _simple(T.Or), "xor": _simple(_xor),
     "bitwise_and": _simple(T.bitwise_and), "bitwise_or": _simple(T.bitwise_or), "bitwise_xor": _simple(T.bitwise_xor),
     "shift_left": _shift(T.shift_left), "shift_right": _shift(T.shift_right),
-    "eq": _compare(lambda x, y: T.EQ(x, y)), "ne": _compare(lambda x, y: T.NE(x, y)), "lt": _compare(lambda x, y: x < y),
+    "eq": _compare(lambda x, y: T.EQ(x, y)), "ne": _compare(lambda x, y: differ(x, y)), "lt": _compare(lambda x, y: x < y),
     "le": _compare(lambda x, y: x <= y), "gt": _compare(lambda x, y: x > y), "ge": _compare(lambda x, y: x >= y),
     "where": _simple(T.Select),
 }  # fmt: skip

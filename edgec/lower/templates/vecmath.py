@@ -10,7 +10,7 @@ import math
 
 from tvm import tirx as T
 
-from edgec.lower.templates.builder import Builder, const, lanes_of, llvm
+from edgec.lower.templates.builder import Builder, const, is_nan, lanes_of, llvm
 
 _MAGIC = 12582912.0  # 1.5 * 2**23: adding it rounds to an integer that stands in the low bits
 _LN2_HI, _LN2_LO = 0.693145751953125, 1.42860682030941723212e-6
@@ -95,7 +95,7 @@ def log(b: Builder, x):
     y = b.let(tail - square * _f(0.5, x) + f + exponent * _f(0.693359375, x))
     y = T.Select(T.EQ(x, _f(math.inf, x)), x, y)
     y = T.Select(T.EQ(x, _f(0.0, x)), _f(-math.inf, x), y)
-    return b.let(T.Select(T.Or(x < _f(0.0, x), T.NE(x, x)), _f(math.nan, x), y))
+    return b.let(T.Select(T.Or(x < _f(0.0, x), is_nan(x)), _f(math.nan, x), y))
 
 
 def sigmoid(b: Builder, x):
@@ -111,7 +111,7 @@ def tanh(b: Builder, x):
     square = b.let(x * x)
     small = x + (x * square) * _horner(b, square, _TANH)
     y = T.Select(a < _f(0.63, x), small, large)
-    return b.let(T.Select(T.NE(x, x), x, y))
+    return b.let(T.Select(is_nan(x), x, y))
 
 
 def erf(b: Builder, x):
@@ -120,4 +120,4 @@ def erf(b: Builder, x):
     large = _with_sign(b, _f(1.0, x) - exp_normal(b, _f(0.0, x) - _horner(b, clamped, _ERFC)), x)
     square = b.let(x * x)
     small = x * _horner(b, square, _ERF)
-    return b.let(T.Select(T.Or(a < _f(0.925, x), T.NE(x, x)), small, large))
+    return b.let(T.Select(T.Or(a < _f(0.925, x), is_nan(x)), small, large))

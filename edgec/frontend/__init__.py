@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgec.frontend import (  # noqa: F401  (importing them fills the table)
+    algebra,
     contrib,
     control,
     elementwise,
@@ -18,6 +19,8 @@ from edgec.frontend import (  # noqa: F401  (importing them fills the table)
     recurrent,
     reduction,
     resample,
+    sampling,
+    signal,
 )
 from edgec.frontend import model as _model
 from edgec.frontend.importer import ConstantsNeeded, Importer

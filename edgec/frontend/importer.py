@@ -316,9 +316,22 @@ class Importer:
             if isinstance(results, Node) and isinstance(results.type, TupleType):
                 return [ops.item(results, index=i) for i in range(len(results.type.items))]
             return results
-        return self.function(self._body(call, domain), call, label)
+        proto = self._body(call, domain)
+        produced = {o for n in proto.node for o in n.output} | set(proto.input)
+        names = list(proto.output)
+        kept = [n for n in names if n in produced]  # some bodies leave optional outputs out
+        del proto.output[:]
+        proto.output.extend(kept)
+        function = ir.serde.deserialize_function(proto)
+        if not function.opset_imports.get(""):
+            function.opset_imports[""] = call.version
+        results = dict(zip(kept, self.function(function, call, label)))
+        for i, name in enumerate(names):
+            if name not in results and call.wants(i):
+                raise Unsupported(f"its output {name!r}")
+        return [results.get(name) for name in names]
 
-    def _body(self, call: Call, domain: str) -> ir.Function:
+    def _body(self, call: Call, domain: str) -> onnx.FunctionProto:
         """ONNX's own definition of an op in terms of others."""
         node, version = call.node, call.version
         try:
@@ -338,6 +351,7 @@ class Importer:
                 proto = ir.to_proto(node)
                 del proto.attribute[:]
                 for name, value in call.attrs.items():
+                    value = ir.to_proto(value) if isinstance(value, ir.Graph) else value
                     proto.attribute.append(onnx.helper.make_attribute(name, value))
                 text = schema.get_context_dependent_function_with_opset_version(
                     max(versions), proto.SerializeToString(), types
@@ -351,10 +365,7 @@ class Importer:
                     if a.default_value.name}  # fmt: skip
         for name, value in defaults.items():
             call.attrs.setdefault(name, value.decode() if isinstance(value, bytes) else value)
-        function = ir.serde.deserialize_function(proto)
-        if not function.opset_imports.get(""):
-            function.opset_imports[""] = version
-        return function
+        return proto
 
     def function(self, function: ir.Function, call: Call, label: str) -> list:
         """The outputs of a function's body for this call's inputs."""
@@ -380,7 +391,6 @@ class Importer:
     def _within(self, label: str, body, outputs) -> list:
         if self.depth >= MAX_DEPTH:
             raise Unsupported(f"functions or subgraphs nest deeper than {MAX_DEPTH}")
-        before = len(self.problems) + len(self.needed)
         self.depth += 1
         self.path.append(label.rsplit("/", 1)[-1] if self.path else label)
         try:
@@ -390,8 +400,6 @@ class Importer:
             self.depth -= 1
             self.path.pop()
         if any(r is POISON for r in results):
-            if len(self.problems) + len(self.needed) == before:
-                raise Unsupported("an inner value is missing")
             raise Poisoned
         return results
 

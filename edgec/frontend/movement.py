@@ -312,7 +312,8 @@ def depth_to_space(c: Call):
 def space_to_depth(c: Call):
     x, b = c.x, c.need_attr("blocksize")
     n, ch, h, w = x.shape
-    y = transpose(reshape(x, [n, ch, h // b, b, w // b, b]), (0, 3, 5, 1, 2, 4))
+    order = (0, 3, 5, 1, 2, 4) if c.attr("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
+    y = transpose(reshape(x, [n, ch, h // b, b, w // b, b]), order)
     return reshape(y, [n, ch * b * b, h // b, w // b])
 
 

@@ -298,8 +298,18 @@ void pad(const KernelCall& c) {
   });
 }
 
+// A run-time check of sizes inside of a branch; those outside are checked when dims are bound.
+void check(const KernelCall& call) {
+  const int64_t kind = call.integer(0), a = call.integer(1), b = call.integer(2);
+  const bool holds = kind == Check::kEqual ? a == b : kind == Check::kAtLeast ? a >= b : a == b || a == 1 || b == 1;
+  if (!holds) {
+    call.fail(std::string(call.string(3)) + " (" + std::to_string(a) + " and " + std::to_string(b) + ")", Code::kCheck);
+  }
+}
+
 constexpr Kernel kKernels[] = {
     {"copy", "x -> y", copy},
+    {"check", "-> ; kind, a, b, message:s", check},
     {"fill_int", "-> y; value", fill_int},
     {"transpose", "x -> y; perm*", transpose},
     {"expand", "x -> y", expand},

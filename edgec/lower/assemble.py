@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from edgec.artifact.plan import ABSENT, Arg, Check, CheckKind, Plan, Step, StepKind, Storage, Symbol, Value
 from edgec.errors import EdgecError
-from edgec.ir.dims import Dim, Expr, postfix, product, symbol_name
+from edgec.ir.dims import Dim, Expr, max_dim, postfix, product, symbol_name
 from edgec.ir.node import Data, Graph, Node, infer
 from edgec.ir.ops.registry import collect_assumptions
 from edgec.ir.types import TensorType, TupleType, dtype_size
@@ -65,6 +65,7 @@ class Assembler:
         self.index: dict[Node, int] = {}  # value of each node in memory
         self.blob_at: dict[object, int] = {}
         self.offset = 0
+        self.guarded = False  # inside of a branch's side
         self.owner: dict[Node, int] = {}  # node -> graph output whose memory it is written to
         self.first: dict[int, int] = {}  # temp value -> first and last step that touches it
         self.last: dict[int, int] = {}
@@ -93,7 +94,13 @@ class Assembler:
     # Values
 
     def _value(self, type: TensorType, storage: Storage, a=0, b=0, c=0) -> int:
-        return self.plan.value(Value(type.dtype, tuple(map(self.dim, type.shape)), storage, a, b, c))
+        # A side that is not taken may have sizes that make no sense; all sizes are bound before it is known.
+        dims = tuple(self.dim(max_dim(d, 0) if self.guarded else d) for d in type.shape)
+        return self.plan.value(Value(type.dtype, dims, storage, a, b, c))
+
+    def _bytes_of(self, type: TensorType) -> int:
+        size = product(type.shape) * dtype_size(type.dtype)
+        return self.dim(max_dim(size, 0) if self.guarded else size)
 
     def value(self, node: Node) -> int:
         """The index of the node's value; constants are placed when they are first asked for."""
@@ -128,8 +135,7 @@ class Assembler:
     def _define(self, node: Node, type: TensorType) -> int:
         if node in self.owner:
             return self._value(type, Storage.OUTPUT, self.owner[node])
-        size = product(type.shape) * dtype_size(type.dtype)
-        return self._value(type, Storage.TEMP, self.dim(size))
+        return self._value(type, Storage.TEMP, self._bytes_of(type))
 
     def _touch(self, index: int, step: int) -> None:
         value = self.plan.values[index]
@@ -161,16 +167,23 @@ class Assembler:
     def _copy(self, source: int, target: int, origin: str) -> None:
         self._step(Step(StepKind.KERNEL, "copy", args=(Arg.of(source), Arg.of(target)), origin=origin))
 
-    def _emit(self, items: Sequence[Unit | Branch], guard: Guard) -> None:
+    def _emit(self, items: Sequence[Unit | Branch]) -> None:
         for item in items:
+            if self.guarded and isinstance(item, Unit):
+                self._check_here(item)
             if isinstance(item, Branch):
-                self._branch(item, guard)
+                self._branch(item)
             elif isinstance(item.what, Compiled):
                 self._call(item)
             elif isinstance(item.what, Builtin):
                 self._kernel(item, item.what)
             else:
                 self.value(item.outputs[0])
+
+    def _check_here(self, unit: Unit) -> None:
+        for kind, a, b, message in self._assumptions(unit.nodes):
+            args = (Arg.imm(kind), self._param(a), self._param(b), Arg.string(message))
+            self._step(Step(StepKind.KERNEL, "check", args=args, origin=self._origin(unit)))
 
     def _call(self, unit: Unit) -> None:
         compiled = unit.what
@@ -200,7 +213,7 @@ class Assembler:
         for i, type in enumerate(types):
             target = items.get(i) if isinstance(node.type, TupleType) else node
             if target is None:
-                index = self._value(type, Storage.TEMP, self.dim(product(type.shape) * dtype_size(type.dtype)))
+                index = self._value(type, Storage.TEMP, self._bytes_of(type))
             else:
                 index = self.index[target] = self._define(target, type)
             args.append(Arg.of(index))
@@ -210,14 +223,15 @@ class Assembler:
     def _origin(self, unit: Unit) -> str:
         return self.graph.origin(unit.outputs[0])
 
-    def _branch(self, branch: Branch, guard: Guard) -> None:
+    def _branch(self, branch: Branch) -> None:
         for node in branch.nodes:
             self.index[node] = self._define(node, node.type)
         origin = self.graph.origin(branch.nodes[0])
         self._step(Step(StepKind.JUMP_IF_FALSE, args=(Arg.of(self.value(branch.pred)), Arg.imm(0)), origin=origin))
         skip = len(self.plan.steps) - 1
+        outside, self.guarded = self.guarded, True
         for side, items in ((1, branch.then), (2, branch.orelse)):
-            self._emit(items, guard)
+            self._emit(items)
             for node in branch.nodes:
                 source = node.inputs[side]
                 assert source is not None
@@ -228,19 +242,20 @@ class Assembler:
                 pred = self.plan.steps[skip].args[0]
                 self.plan.steps[skip].args = (pred, Arg.imm(len(self.plan.steps)))
         self.plan.steps[end].args = (Arg.imm(len(self.plan.steps)),)
+        self.guarded = outside
 
-    def _checks(self, guard: Callable[[Node], Guard], nodes: Sequence[Node]) -> None:
+    def _assumptions(self, nodes: Iterable[Node]) -> Iterator[tuple[CheckKind, Dim, Dim, str]]:
+        """What the nodes' inference takes for granted, each thing once."""
         seen = set()
         for node in nodes:
-            if node.op in ("input", "constant") or guard(node):
+            if node.op in ("input", "constant"):
                 continue
             with collect_assumptions() as assumed:
                 infer(node)
             for kind, a, b in assumed:
                 if (kind, a, b) not in seen:
                     seen.add((kind, a, b))
-                    message = f"{self.graph.origin(node)}: {_SAYS[kind].format(a, b)}"
-                    self.plan.checks.append(Check(_KINDS[kind], self.dim(a), self.dim(b), message))
+                    yield _KINDS[kind], a, b, f"{self.graph.origin(node)}: {_SAYS[kind].format(a, b)}"
 
     def run(self, items: Sequence[Unit | Branch], guard: Callable[[Node], Guard]) -> Assembled:
         """Everything; `items` as schedule.order gives them."""
@@ -252,8 +267,9 @@ class Assembler:
             base = base_of(node)
             if base.op not in ("input", "constant", "pack") and base not in self.owner:
                 self.owner[base] = position
-        self._checks(guard, self.graph.nodes())
-        self._emit(items, ())
+        for kind, a, b, message in self._assumptions(n for n in self.graph.nodes() if not guard(n)):
+            self.plan.checks.append(Check(kind, self.dim(a), self.dim(b), message))
+        self._emit(items)
         for position, (name, node) in enumerate(self.graph.outputs):
             if self.owner.get(base_of(node)) == position:
                 index = self.value(node)

@@ -75,7 +75,8 @@ def partition(graph: Graph, fusion: Fusion) -> Parts:
             of[node] = [len(groups)]
             groups.append([node])
     if refused:
-        raise EdgecError("EC1401", "these ops cannot be lowered: " + "; ".join(sorted(refused)))
+        listed = "".join(f"\n  - {line}" for line in sorted(refused))
+        raise EdgecError("EC1401", f"{len(refused)} ops cannot be lowered:{listed}\n")
 
     position = {n: i for i, n in enumerate(nodes)}
     for members in groups:

@@ -26,8 +26,9 @@ class Group:
 class Compiled:
     """How to call a group's function: f(*args, begin, end) over slices of [0, extent).
 
-    symbol: the function's name; equal groups share one. args: ("value", Node) | ("dim", Dim) | ("scratch", Dim bytes, for
-    each worker). grain: the least units that make a slice of about 10 us.
+    symbol: the function's name; equal groups share one. args: ("value", Node) | ("dim", Dim) | ("scratch", Dim
+    bytes, for each worker) | ("packed", constant Node, packing): packing(the constant's array) is made at build and
+    stored. grain: the least units that make a slice of about 10 us.
     """
 
     symbol: str

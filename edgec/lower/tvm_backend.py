@@ -56,7 +56,9 @@ class TvmBackend:
         values = {number: node for node, number in structure.numbers.items()}
 
         def bound(arg):
-            return ("value", values[arg[1]]) if arg[0] == "value" else (arg[0], substitute(arg[1], back))
+            if arg[0] in ("value", "packed"):
+                return (arg[0], values[arg[1]], *arg[2:])
+            return (arg[0], substitute(arg[1], back))
 
         return Compiled(known.symbol, tuple(map(bound, known.args)), substitute(known.extent, back), known.grain)
 
@@ -69,7 +71,9 @@ class TvmBackend:
         there = {name: symbol(f"s{i}") for name, i in structure.symbols.items()}
 
         def free(arg):
-            return ("value", structure.numbers[arg[1]]) if arg[0] == "value" else (arg[0], substitute(arg[1], there))
+            if arg[0] in ("value", "packed"):
+                return (arg[0], structure.numbers[arg[1]], *arg[2:])
+            return (arg[0], substitute(arg[1], there))
 
         return _Shape(name, tuple(map(free, b.args)), substitute(extent, there), grain)
 
@@ -121,7 +125,8 @@ class _Structure:
         assert node not in inside, "a group's nodes are in topological order"
         self.numbers[node] = len(self.numbers)
         value = inline_scalar(node)
-        return f"{self.numbers[node]} {self._text(node.type)} {'' if value is None else value}"
+        constant = "constant " if node.op == "constant" else ""  # its content may be packed at build
+        return f"{self.numbers[node]} {constant}{self._text(node.type)} {'' if value is None else value}"
 
     def _text(self, value) -> str:
         if isinstance(value, Expr):

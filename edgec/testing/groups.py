@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,8 @@ from edgec.lower.link import link
 from edgec.lower.tvm_backend import TvmBackend
 from edgec.targets import Target, host
 
-GUARD = 64  # bytes around every array, whose content must survive
+GUARD = 64  # bytes before every array, whose content must survive
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def group_of(kind: str, outputs: Sequence[Node], inputs: Sequence[Node] | None = None) -> Group:
@@ -64,11 +66,15 @@ class CompiledGroups:
         held: dict[Node, np.ndarray] = {}
         raw: list[np.ndarray] = []
         args: list = []
-        for kind, what in compiled.args:
+        for kind, what, *packing in compiled.args:
             if kind == "dim":
                 args.append(ctypes.c_int64(evaluate(what, dims)))
                 continue
-            if kind == "scratch":
+            if kind == "packed":
+                packed = packing[0](what["data"].array())
+                memory, array = _guarded(packed.shape, packed.dtype)
+                array[...] = packed
+            elif kind == "scratch":
                 memory, _ = _guarded((evaluate(what, dims),), np.dtype(np.uint8))
             else:
                 shape = tuple(evaluate(d, dims) for d in what.shape)
@@ -84,16 +90,23 @@ class CompiledGroups:
         for begin, end in zip(at, at[1:], strict=False):
             assert function(*args, ctypes.c_int64(begin), ctypes.c_int64(end)) == 0
         for memory in raw:
-            assert (memory[:GUARD] == 0xA5).all() and (memory[-GUARD:] == 0xA5).all(), "written outside of an array"
+            assert (memory[:GUARD] == 0xA5).all(), "written outside of an array"
         # A function without work takes no arguments.
         return [held[o] if o in held else np.zeros([evaluate(d, dims) for d in o.shape], numpy_dtype(o.dtype))
                 for o in group.outputs]  # fmt: skip
 
 
 def _guarded(shape, dtype) -> tuple[np.ndarray, np.ndarray]:
-    size = int(np.prod(shape)) * dtype.itemsize
-    memory = np.full(size + 2 * GUARD, 0xA5, np.uint8)
-    return memory, memory[GUARD : GUARD + size].view(dtype).reshape(shape)
+    """GUARD bytes to be left alone, and an array that starts there and ends at a page that can't be touched."""
+    size, page = int(np.prod(shape)) * dtype.itemsize, mmap.PAGESIZE
+    body = -(-(size + GUARD) // page) * page
+    area = mmap.mmap(-1, body + page)
+    end = ctypes.addressof(ctypes.c_char.from_buffer(area)) + body
+    if _libc.mprotect(ctypes.c_void_p(end), page, 0):
+        raise OSError(ctypes.get_errno(), "mprotect")
+    memory = np.frombuffer(area, np.uint8, size + GUARD, body - size - GUARD)
+    memory[...] = 0xA5
+    return memory, memory[GUARD:].view(dtype).reshape(shape)
 
 
 def reference(outputs: Sequence[Node], feeds: Mapping[Node, np.ndarray], dims: Mapping[str, int] | None = None):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from edgec.lower.templates import conv, rows
 from edgec.lower.templates import map as map_
-from edgec.lower.templates import rows
 
-TEMPLATES: dict[str, Callable] = {"map": map_.build, "rows": rows.build}
+TEMPLATES: dict[str, Callable] = {"map": map_.build, "rows": rows.build, "conv": conv.build}

@@ -1,0 +1,301 @@
+"""conv: a matrix product over windows that are never gathered. Depthwise and grouped ones are no special case.
+
+Blocks of positions are copied, padded, into scratch; a register tile of channels by positions runs over input channels
+and taps; an epilogue adds bias, activation and residual and stores rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import tirx as T
+
+from edgec.ir.dims import Dim, ceildiv, max_dim, product
+from edgec.ir.types import dtype_size
+from edgec.lower.groups import Group
+from edgec.lower.templates import activation, scalar
+from edgec.lower.templates.builder import Builder, i64, ramp, spread
+from edgec.lower.templates.map import grain_of
+from edgec.lower.templates.spatial import Copy, Field, plane_and_row, row_count, vector_run, window_axes
+from edgec.targets import Target
+
+FLOATS = ("f16", "bf16", "f32", "f64")
+POSITIONS = 512  # of one block, at most
+UNROLLED = 12  # taps, at most, in code
+CHUNK = 320  # products of one accumulator before it goes back to scratch: a tile's operands stay in L1
+
+
+def supports(node) -> str | None:
+    """Why this template can't compute a conv node; None where it can."""
+    if node.dtype not in FLOATS:
+        return f"conv of {node.dtype}"
+    if node.rank > 5:
+        return f"conv over {node.rank - 2} axes"
+    return None
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Weights [M, C / group, kernel...] as [group, blocks of rows, C / group, taps, rows], zero padded, in dtype."""
+
+    group: int
+    rows: int
+    dtype: str
+
+    def __call__(self, w: np.ndarray) -> np.ndarray:
+        m, c = w.shape[0] // self.group, w.shape[1]
+        blocks = -(-m // self.rows)
+        out = np.zeros((self.group, blocks * self.rows, c, int(np.prod(w.shape[2:]))), self.dtype)
+        out[:, :m] = w.reshape(self.group, m, c, -1)
+        out = out.reshape(self.group, blocks, self.rows, c, -1)
+        return np.ascontiguousarray(out.transpose(0, 1, 3, 4, 2))
+
+
+@dataclass(frozen=True)
+class Tile:
+    """rows (output channels) by vectors of positions, all accumulators in registers."""
+
+    rows: int
+    vectors: int
+
+
+def choose_tile(rows: int, positions: Dim, lanes: int, registers: int) -> Tile:
+    """The register tile of least cycles for a product of `rows` channels."""
+
+    def cycles(t: Tile) -> float:
+        step = max(t.rows * t.vectors / 2, (t.rows + t.vectors) / 2, 4)
+        if isinstance(positions, int):
+            tiles = float(-(-max(positions, 1) // (t.vectors * lanes)))
+        else:
+            tiles = 1.0 / (t.vectors * lanes)
+        return -(-rows // t.rows) * tiles * (step + 0.2)
+
+    fitting = [Tile(r, v) for r in range(1, 9) for v in range(1, 9) if r * v + v + 1 <= registers]
+    return min(fitting, key=lambda t: (cycles(t), -t.rows * t.vectors))
+
+
+def registers(target: Target) -> int:
+    return 16 if target.arch == "x86_64" and target.vector_bits < 512 else 32
+
+
+class Product:
+    """Blocks of positions by all channels of a group: copies, multiplies, and leaves [rows, positions] in scratch.
+
+    node: what is computed, its x first. channels: of x, per group. rows: output channels per group (for a transposed
+    convolution, times the phases). taps: of the field, in the packed weights' order.
+    """
+
+    def __init__(
+        self,
+        b: Builder,
+        target: Target,
+        node,
+        field: Field,
+        group: int,
+        channels: int,
+        rows: int,
+        taps,
+        weights: Callable,
+    ):
+        self.b, self.node, self.field, self.group = b, node, field, group
+        self.channels, self.rows, self.taps = channels, rows, taps
+        self.register = "f64" if node.dtype == "f64" else "f32"
+        size = dtype_size(self.register)
+        self.lanes = target.vector_bits // 8 // size
+        self.tile = choose_tile(rows, field.positions, self.lanes, registers(target))
+        self.width = self.tile.vectors * self.lanes
+        self.blocks = -(-rows // self.tile.rows)
+        self.tiles = max_dim(ceildiv(field.positions, self.width), 0)
+
+        chunks = max(1, round(channels * len(taps) / CHUNK))
+        self.chunk = max(1, -(-channels // chunks))
+        self.chunks = max(1, -(-channels // self.chunk))
+        per_row = max(1, self.blocks * self.tile.rows * self.width * size)
+        per_channel = max(1, self.chunk * field.phases * self.width * size)
+        self.steps = max(1, min(target.l2 // 4 // per_row, target.l2 // 5 // per_channel, POSITIONS // self.width))
+        if isinstance(self.tiles, int):
+            self.steps = max(1, min(self.steps, self.tiles))
+        block = self.steps * self.width
+        # an odd number of cache lines, so that channels do not fall on the same sets
+        lines = (block + field.reach + self.lanes + 15) // 32 * 32 + 16
+        self.span = lines
+        self.block = block
+        self.x = b.pointer(("value", node.inputs[0]), node.inputs[0].dtype)
+        self.weights = weights(self)
+        phases = field.phases
+        self.panel = b.pointer(("scratch", lines * (min(self.chunk, channels) * phases * size)), self.register)
+        self.sums = b.pointer(("scratch", self.blocks * self.tile.rows * block * size), self.register)
+
+    def extent(self) -> Dim:
+        return self.node.shape[0] * self.group * self.tiles
+
+    def run(self, epilogue: Callable) -> None:
+        """epilogue(n, g, first position, how many) after each block."""
+        b = self.b
+        copy = Copy(b, self.field, self.x, self.node.inputs[0].dtype, self.panel, self.lanes, b.dim(self.span))
+        self.offsets = self._offsets()
+        tiles = b.let(b.dim(self.tiles))
+        positions = b.let(b.dim(self.field.positions))
+        reach = b.let(b.dim(self.field.reach))
+        at = b.cell(b.begin)
+        with b.while_(at.get() < b.end):
+            u = b.let(at.get(), "u")
+            image = b.let(T.truncdiv(u, tiles))
+            t0 = b.let(u - image * tiles)
+            steps = b.let(T.min(T.min(tiles - t0, b.end - u), i64(self.steps)))
+            first = b.let(t0 * i64(self.width))
+            n = b.let(T.truncdiv(image, i64(self.group))) if self.group > 1 else image
+            g = b.let(image - n * i64(self.group)) if self.group > 1 else i64(0)
+            count = b.let(steps * i64(self.width))
+            plane = b.let(image * i64(self.channels))
+
+            def chunk(c, channels):
+                copy.run(b.let(plane + c), channels, first, b.let(count + reach))
+                with b.loop(steps, stem="t") as t, b.loop(self.blocks, stem="m") as m:
+                    self._tile(g, m, t, c, channels)
+
+            if self.chunks == 1:
+                chunk(i64(0), i64(self.channels))
+            else:
+                with b.loop(self.chunks, stem="k") as k:
+                    c = b.let(k * i64(self.chunk))
+                    chunk(c, b.let(T.min(i64(self.chunk), i64(self.channels) - c)))
+            epilogue(n, g, first, b.let(T.min(count, positions - first)))
+            b.emit(at.set(u + steps))
+
+    def _offsets(self):
+        """Where each tap is in the panel: values where they are few, else a table in scratch."""
+        b, span = self.b, self.b.let(self.b.dim(self.span))
+        places = [(p, d) for p, d in map(self.field.tap, self.taps)]
+        if len(places) <= UNROLLED:
+            return [b.let(span * i64(p) + b.dim(d)) for p, d in places]
+        table = b.pointer(("scratch", len(places) * 8), "i64")
+        for k, (p, d) in enumerate(places):
+            b.emit(T.BufferStore(table, span * i64(p) + b.dim(d), [i64(k)]))
+        return table
+
+    def _tile(self, g, m, t, c, channels) -> None:
+        b, tile, lanes, taps = self.b, self.tile, self.lanes, len(self.taps)
+        place = b.let(t * i64(self.width))
+        out = b.let(m * i64(tile.rows * self.block) + place)
+        step = taps * tile.rows
+        weight = b.let(((g * i64(self.blocks) + m) * i64(self.channels) + c) * i64(step))
+        span = b.let(b.dim(self.span * self.field.phases))
+
+        def sum_at(i, v):
+            return [ramp(out + i64(i * self.block + v * lanes), lanes)]
+
+        def start(i, v):
+            zero = (
+                T.Broadcast(T.FloatImm(self.sums.dtype, 0.0), lanes) if lanes > 1 else T.FloatImm(self.sums.dtype, 0.0)
+            )
+            if self.chunks == 1:
+                return zero
+            return b.let(T.if_then_else(c > i64(0), T.BufferLoad(self.sums, sum_at(i, v)), zero))
+
+        sums = [[b.cell(start(i, v)) for v in range(tile.vectors)] for i in range(tile.rows)]
+
+        def multiply(x_at, w_at):
+            xs = [b.let(T.BufferLoad(self.panel, [ramp(x_at + i64(v * lanes), lanes)])) for v in range(tile.vectors)]
+            for i in range(tile.rows):
+                w = b.let(spread(T.BufferLoad(self.weights, [w_at + i64(i)]), lanes))
+                for v in range(tile.vectors):
+                    b.emit(sums[i][v].set(sums[i][v].get() + xs[v] * w))
+
+        with b.loop(channels, stem="c") as k:
+            row = b.let(k * span + place)
+            weights = b.let(weight + k * i64(step))
+            if isinstance(self.offsets, list):
+                for j, offset in enumerate(self.offsets):
+                    multiply(b.let(row + offset), weights + i64(j * tile.rows))
+            else:
+                unroll = next(u for u in (7, 5, 4, 3, 2, 1) if taps % u == 0)
+                with b.loop(taps // unroll, i64(0), unroll, stem="j") as j:
+                    for i in range(unroll):
+                        offset = b.let(T.BufferLoad(self.offsets, [j + i64(i)]))
+                        multiply(b.let(row + offset), b.let(weights + j * i64(tile.rows)) + i64(i * tile.rows))
+        for i in range(tile.rows):
+            for v in range(tile.vectors):
+                b.emit(T.BufferStore(self.sums, sums[i][v].get(), sum_at(i, v)))
+
+
+def finish(b: Builder, node, value, bias, act: str, residual=None):
+    """act(value + bias) + residual in registers, then as it lies in memory."""
+    if bias is not None:
+        value = b.let(value + bias)
+    value = activation.activate(b, act, value)
+    if residual is not None:
+        value = b.let(value + residual)
+    return b.let(scalar.to_memory(b, value, node.dtype))
+
+
+def packed_weights(b: Builder, p: Product, w):
+    """The packed weights: a constant of the artifact, or scratch filled here where they are known at run time only."""
+    packing = Packing(p.group, p.tile.rows, "float64" if p.register == "f64" else "float32")
+    if w.op == "constant":
+        return b.pointer(("packed", w, packing), p.register)
+    rows, taps, channels = p.tile.rows, len(p.taps), p.channels
+    count = p.group * p.blocks * rows * taps * channels
+    source = b.pointer(("value", w), w.dtype)
+    packed = b.pointer(("scratch", count * dtype_size(p.register)), p.register)
+    with b.loop(p.group) as g, b.loop(p.blocks) as m, b.loop(channels) as c, b.loop(taps) as t, b.loop(rows) as r:
+        row = b.let(m * i64(rows) + r)
+        there = b.let(T.min(row, i64(p.rows - 1)))
+        at = (((g * i64(p.rows) + there) * i64(channels) + c) * i64(taps)) + t
+        value = b.let(scalar.from_memory(b.let(T.BufferLoad(source, [at])), w.dtype))
+        to = (((g * i64(p.blocks) + m) * i64(channels) + c) * i64(taps) + t) * i64(rows) + r
+        b.emit(T.BufferStore(packed, T.Select(row < i64(p.rows), value, T.FloatImm(packed.dtype, 0.0)), [to]))
+    return packed
+
+
+def build(group: Group, b: Builder, target: Target) -> tuple[Dim, int]:
+    """Emits the function; returns its extent and grain."""
+    node = group.outputs[0]
+    x, w, bias, residual = node.inputs
+    groups = node["group"]
+    axes = window_axes(x.shape[2:], node.shape[2:], w.shape[2:], node["strides"], node["pads"], node["dilations"])
+    field = Field(axes)
+    taps = field.taps()
+    channels, rows = w.shape[1], w.shape[0] // groups
+    p = Product(b, target, node, field, groups, channels, rows, taps, lambda p: packed_weights(b, p, w))
+    bias_at = b.pointer(("value", bias), bias.dtype) if bias is not None else None
+    residual_at = b.pointer(("value", residual), residual.dtype) if residual is not None else None
+    out = b.pointer(("value", node), node.dtype)
+
+    def epilogue(n, g, first, count):
+        pitch = b.dim(field.pitch)
+        r0, many = row_count(b, field, first, count)
+        ad, ah, aw = field.axes
+        volume = b.dim(product(a.out for a in field.axes))
+        with b.loop(many, r0, stem="r") as r:
+            start = b.let(r * pitch - first)
+            low = b.let(T.max(i64(0), i64(0) - start))
+            high = b.let(T.min(b.dim(aw.out), count - start))
+            d, h = plane_and_row(b, field, r)
+            row = h
+            if d is not None:
+                high = b.let(T.Select(h < b.dim(ah.out), high, low))
+                row = b.let(d * b.dim(ah.out) + h)
+            place = b.let((n * i64(groups) + g) * i64(rows) * volume + row * b.dim(aw.out))
+            with b.loop(rows, stem="m") as m:
+                to = b.let(place + m * volume)
+                from_ = b.let(m * i64(p.block) + start)
+                add = None
+                if bias is not None:
+                    add = b.let(scalar.from_memory(T.BufferLoad(bias_at, [g * i64(rows) + m]), node.dtype))
+
+                def body(v, lanes):
+                    value = b.let(T.BufferLoad(p.sums, [ramp(from_ + v, lanes)]))
+                    rest = None
+                    if residual is not None:
+                        rest = b.let(scalar.from_memory(T.BufferLoad(residual_at, [ramp(to + v, lanes)]), node.dtype))
+                    done = finish(b, node, value, None if add is None else spread(add, lanes), node["act"], rest)
+                    b.emit(T.BufferStore(out, done, [ramp(to + v, lanes)]))
+
+                vector_run(b, low, high, p.lanes, body)
+
+    p.run(epilogue)
+    tile_ns = p.width * p.blocks * p.tile.rows * channels * len(taps) / 40
+    return p.extent(), grain_of(tile_ns)

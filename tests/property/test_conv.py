@@ -1,0 +1,159 @@
+"""Convolution templates: compiled code against the numpy references, with tails, slices and symbolic sizes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("tvm")
+from edgec.ir.dims import evaluate, symbol
+from edgec.ir.node import constant, make
+from edgec.ir.ops.nn import ACTIVATIONS
+from edgec.ir.types import TensorType, numpy_dtype
+from edgec.testing.groups import CompiledGroups, group_of, reference
+
+SETTINGS = settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+TOLERANCE = {"f16": 4e-3, "bf16": 3e-2, "f32": 2e-5, "f64": 1e-12}
+
+
+def operand(name: str, dtype: str, shape, open_dims: bool, fixed=(1,)):
+    """An input whose dims are symbols (but for the axes `fixed`), and what they are bound to."""
+    if not open_dims:
+        return make("input", name=name, type=TensorType(dtype, tuple(shape))), {}
+    dims = tuple(d if k in fixed else symbol(f"{name}{k}") for k, d in enumerate(shape))
+    bound = {f"{name}{k}": d for k, d in enumerate(shape) if k not in fixed}
+    return make("input", name=name, type=TensorType(dtype, dims)), bound
+
+
+def values(rng, shape, dtype: str):
+    """Numbers of small magnitude, with exact zeros among them."""
+    return (rng.integers(-8, 9, shape) / 8 + rng.standard_normal(shape) * 0.1).astype(numpy_dtype(dtype))
+
+
+def check(kind: str, node, feeds: dict, dims: dict, cuts, groups: CompiledGroups | None = None, index: int = 0):
+    if groups is None:
+        groups = CompiledGroups()
+        index = groups.add(group_of(kind, [node], node.operands()))
+    got = groups.call(index, feeds, dims, cuts)[0]
+    want = reference([node], feeds, dims)[0]
+    scale = max(1.0, float(np.abs(want.astype(np.float64)).max(initial=0)))
+    got, want = got.astype(np.float64), want.astype(np.float64)
+    np.testing.assert_allclose(got, want, rtol=0, atol=scale * TOLERANCE[node.dtype])
+    return groups
+
+
+@st.composite
+def convolutions(draw):
+    rank = draw(st.sampled_from((1, 2, 2, 2, 3)))
+    group = draw(st.sampled_from((1, 1, 1, 2, 3)))
+    kernel = tuple(draw(st.integers(1, 5 if rank < 3 else 3)) for _ in range(rank))
+    strides = tuple(draw(st.sampled_from((1, 1, 2, 3))) for _ in range(rank))
+    dilations = tuple(draw(st.sampled_from((1, 1, 2, 3))) for _ in range(rank))
+    pads = tuple(draw(st.integers(0, 3)) for _ in range(2 * rank))
+    sizes = []
+    for k in range(rank):
+        least = max(1, dilations[k] * (kernel[k] - 1) + 1 - pads[k] - pads[rank + k])
+        sizes.append(draw(st.integers(least, least + (40 if k == rank - 1 else 6))))
+    channels, rows = draw(st.integers(1, 9)), draw(st.integers(1, 19))
+    if draw(st.booleans()) and rank < 3:
+        group, channels, rows = draw(st.integers(2, 5)), 1, draw(st.integers(1, 2))  # depthwise
+    return {
+        "x": (draw(st.integers(1, 2)), group * channels, *sizes),
+        "w": (group * rows, channels, *kernel),
+        "attrs": {
+            "strides": strides,
+            "pads": pads,
+            "dilations": dilations,
+            "group": group,
+            "act": draw(st.sampled_from(("none", "none", *ACTIVATIONS))),
+        },
+        "dtype": draw(st.sampled_from(("f32", "f32", "f32", "f16", "bf16", "f64"))),
+        "open": draw(st.booleans()),
+        "bias": draw(st.booleans()),
+        "residual": draw(st.booleans()),
+        "constant": draw(st.integers(0, 3)) > 0,
+        "cuts": draw(st.lists(st.floats(0, 1), max_size=3)),
+    }
+
+
+def conv_of(c, rng):
+    x, dims = operand("x", c["dtype"], c["x"], c["open"])
+    feeds = {x: values(rng, c["x"], c["dtype"])}
+    weights = values(rng, c["w"], c["dtype"])
+    if c["constant"]:
+        w = constant(weights)
+        feeds[w] = weights
+    else:
+        w = make("input", name="w", type=TensorType(c["dtype"], c["w"]))
+        feeds[w] = weights
+    bias = None
+    if c["bias"]:
+        bias = make("input", name="b", type=TensorType(c["dtype"], c["w"][:1]))
+        feeds[bias] = values(rng, c["w"][:1], c["dtype"])
+    node = make("conv", x, w, bias, **c["attrs"])
+    if c["residual"]:
+        residual = make("input", name="r", type=node.type)
+        feeds[residual] = values(rng, [evaluate(d, dims) for d in node.shape], c["dtype"])
+        node = make("conv", x, w, bias, residual, **c["attrs"])
+    return node, feeds, dims
+
+
+@SETTINGS
+@given(convolutions(), st.integers(0, 2**32))
+def test_conv(c, seed):
+    node, feeds, dims = conv_of(c, np.random.default_rng(seed))
+    check("conv", node, feeds, dims, c["cuts"])
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_conv_one_function_serves_every_size(stride):
+    """Open batch, height and width: blocks of many rows, of a part of a row, and no image at all."""
+    rng = np.random.default_rng(stride)
+    case = {
+        "x": (1, 5, 3, 3),
+        "w": (7, 5, 3, 3),
+        "dtype": "f32",
+        "open": True,
+        "bias": True,
+        "residual": False,
+        "constant": True,
+        "attrs": {"strides": (stride,) * 2, "pads": (1,) * 4, "dilations": (1, 1)},
+    }
+    node, feeds, _ = conv_of(case, rng)
+    groups, x = None, node.inputs[0]
+    for n, h, w in ((1, 1, 1), (2, 37, 41), (3, 2, 700), (1, 300, 1), (1, 8, 16), (0, 5, 5)):
+        feeds[x] = values(rng, (n, 5, h, w), "f32")
+        groups = check("conv", node, feeds, {"x0": n, "x2": h, "x3": w}, (0.21, 0.5), groups)
+
+
+@pytest.mark.parametrize("channels", [400, 1000])
+def test_conv_sums_channels_in_chunks(channels):
+    rng = np.random.default_rng(channels)
+    case = {
+        "x": (2, channels, 5, 9),
+        "w": (13, channels, 1, 1),
+        "dtype": "f32",
+        "open": False,
+        "bias": True,
+        "residual": True,
+        "constant": True,
+        "attrs": {"strides": (1, 1), "pads": (0,) * 4, "dilations": (1, 1), "act": "relu"},
+    }
+    node, feeds, dims = conv_of(case, rng)
+    check("conv", node, feeds, dims, (0.4,))
+
+
+def test_conv_equal_layers_share_a_function():
+    groups, shape = CompiledGroups(), (1, 4, 6, 6)
+    symbols = set()
+    for seed in range(2):
+        rng = np.random.default_rng(seed)
+        x = make("input", name=f"x{seed}", type=TensorType("f32", shape))
+        w = constant(rng.standard_normal((3, 4, 3, 3)).astype(np.float32))
+        node = make("conv", x, w, strides=(1, 1), pads=(1,) * 4, dilations=(1, 1))
+        index = groups.add(group_of("conv", [node], node.operands()))
+        symbols.add(groups.groups[index][1].symbol)
+        check("conv", node, {x: values(rng, shape, "f32"), w: w["data"].array()}, {}, (), groups, index)
+    assert len(symbols) == 1

@@ -191,11 +191,11 @@ class Assembler:
         for node in unit.outputs:
             self.index[node] = self._define(node, node.type)
         args = []
-        for kind, arg in compiled.args:
+        for kind, arg, *packing in compiled.args:
             if kind == "value":
                 args.append(Arg.of(self.value(arg)))
-            elif kind == "const":
-                data = Data.of(arg)
+            elif kind == "packed":
+                data = packing[0].packed(arg["data"])
                 args.append(Arg.of(self._constant(data, data.type)))
             elif kind == "dim":
                 args.append(Arg.dim(self.dim(arg)))

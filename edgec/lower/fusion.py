@@ -6,7 +6,7 @@ from edgec.ir.dims import is_ge, product
 from edgec.ir.node import Node
 from edgec.ir.ops import OPS
 from edgec.ir.ops.reduce import REDUCE
-from edgec.lower.templates import TEMPLATES
+from edgec.lower.templates import SUPPORTS, TEMPLATES
 
 ELEMENTWISE = ("unary", "binary", "elementwise")
 MOVEMENT = ("expand", "transpose", "slice", "concat", "pad", "iota", "dim_value")
@@ -30,7 +30,7 @@ def supports(node: Node) -> str | None:
         return "no template or kernel computes this op"
     if kind not in TEMPLATES:
         return f"the template {kind!r} is not there"
-    return None
+    return SUPPORTS[kind](node) if kind in SUPPORTS else None
 
 
 def kind(nodes: list[Node]) -> str:

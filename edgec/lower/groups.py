@@ -12,8 +12,8 @@ from edgec.ir.node import Node
 class Group:
     """Nodes that one compiled function computes.
 
-    kind: the template's name: "map", "rows", "conv", ... nodes: in topological order, all computed inside. inputs: operands
-    from outside, row-major and contiguous in memory. outputs: the nodes that are written to memory.
+    kind: the template's name: "map", "rows", "conv", ... nodes: in topological order, all computed inside. inputs:
+    operands from outside, row-major and contiguous in memory. outputs: the nodes that are written to memory.
     """
 
     kind: str
@@ -27,8 +27,8 @@ class Compiled:
     """How to call a group's function: f(*args, begin, end) over slices of [0, extent).
 
     symbol: the function's name; equal groups share one. args: ("value", Node) | ("dim", Dim) | ("scratch", Dim
-    bytes, for each worker) | ("packed", constant Node, packing): packing(the constant's array) is made at build and
-    stored. grain: the least units that make a slice of about 10 us.
+    bytes, for each worker) | ("packed", constant Node, packing): packing.packed(the constant's data), a handle of what
+    is stored instead of it. grain: the least units that make a slice of about 10 us.
     """
 
     symbol: str

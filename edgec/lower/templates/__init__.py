@@ -8,3 +8,5 @@ from edgec.lower.templates import conv, rows
 from edgec.lower.templates import map as map_
 
 TEMPLATES: dict[str, Callable] = {"map": map_.build, "rows": rows.build, "conv": conv.build}
+# why a template can't compute a node of its kind, or None
+SUPPORTS: dict[str, Callable] = {"conv": conv.supports}

@@ -6,6 +6,7 @@ and taps; an epilogue adds bias, activation and residual and stores rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,7 +14,8 @@ import numpy as np
 from tvm import tirx as T
 
 from edgec.ir.dims import Dim, ceildiv, max_dim, product
-from edgec.ir.types import dtype_size
+from edgec.ir.node import Data
+from edgec.ir.types import TensorType, dtype_size, numpy_dtype
 from edgec.lower.groups import Group
 from edgec.lower.templates import activation, scalar
 from edgec.lower.templates.builder import Builder, i64, ramp, spread
@@ -44,13 +46,19 @@ class Packing:
     rows: int
     dtype: str
 
-    def __call__(self, w: np.ndarray) -> np.ndarray:
-        m, c = w.shape[0] // self.group, w.shape[1]
-        blocks = -(-m // self.rows)
-        out = np.zeros((self.group, blocks * self.rows, c, int(np.prod(w.shape[2:]))), self.dtype)
-        out[:, :m] = w.reshape(self.group, m, c, -1)
-        out = out.reshape(self.group, blocks, self.rows, c, -1)
-        return np.ascontiguousarray(out.transpose(0, 1, 3, 4, 2))
+    def shape(self, w: tuple[int, ...]) -> tuple[int, ...]:
+        return (self.group, -(-(w[0] // self.group) // self.rows), w[1], math.prod(w[2:]), self.rows)
+
+    def packed(self, data: Data) -> Data:
+        """A handle; the weights are read when it is."""
+        type = TensorType(self.dtype, self.shape(data.type.shape))
+        return Data(type, (data.key, self), lambda: {"value": self.pack(data.array())})
+
+    def pack(self, w: np.ndarray) -> np.ndarray:
+        group, blocks, channels, taps, rows = self.shape(w.shape)
+        out = np.zeros((group, blocks * rows, channels, taps), numpy_dtype(self.dtype))
+        out[:, : w.shape[0] // group] = w.reshape(group, -1, channels, taps)
+        return np.ascontiguousarray(out.reshape(group, blocks, rows, channels, taps).transpose(0, 1, 3, 4, 2))
 
 
 @dataclass(frozen=True)
@@ -233,7 +241,7 @@ def finish(b: Builder, node, value, bias, act: str, residual=None):
 
 def packed_weights(b: Builder, p: Product, w):
     """The packed weights: a constant of the artifact, or scratch filled here where they are known at run time only."""
-    packing = Packing(p.group, p.tile.rows, "float64" if p.register == "f64" else "float32")
+    packing = Packing(p.group, p.tile.rows, p.register)
     if w.op == "constant":
         return b.pointer(("packed", w, packing), p.register)
     rows, taps, channels = p.tile.rows, len(p.taps), p.channels
@@ -267,7 +275,7 @@ def build(group: Group, b: Builder, target: Target) -> tuple[Dim, int]:
     def epilogue(n, g, first, count):
         pitch = b.dim(field.pitch)
         r0, many = row_count(b, field, first, count)
-        ad, ah, aw = field.axes
+        _, ah, aw = field.axes
         volume = b.dim(product(a.out for a in field.axes))
         with b.loop(many, r0, stem="r") as r:
             start = b.let(r * pitch - first)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from onnx_ir import ExternalTensor
 
 from edgec.frontend import (  # noqa: F401  (importing them fills the table)
     algebra,
@@ -29,7 +31,7 @@ from edgec.ir.node import Graph
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["ConstantsNeeded", "load"]
+__all__ = ["ConstantsNeeded", "load", "source_files"]
 
 
 def load(
@@ -48,3 +50,11 @@ def load(
     value of an input decides shapes or attributes.
     """
     return Importer(_model.read(source), dims or {}, constants or {}).run()
+
+
+def source_files(path: str | os.PathLike) -> list[Path]:
+    """An ONNX file and the files of external data that its graph names. Raises as load does."""
+    model = _model.read(path)
+    values = [v.const_value for v in model.graph.initializers.values()]
+    external = {Path(t.path) for t in values if isinstance(t, ExternalTensor)}
+    return [Path(path), *sorted(external)]

@@ -10,12 +10,11 @@ from edgec.errors import EdgecError
 from edgec.ir.dims import product
 from edgec.ir.node import Graph, Node
 from edgec.lower.builtins import BUILTINS
-from edgec.lower.groups import Group
+from edgec.lower.fusion import make_group
 from edgec.lower.guards import Guard, guards
 from edgec.lower.schedule import Branch, Unit, order
 
-MAX_INPUTS = 24
-MAX_NODES = 96
+MAX_NODES = 40
 IN_PLACE = ("input", "constant", "pack", "item", "branch")  # no unit of their own
 FREE = ("iota", "dim_value", "expand")  # so cheap that each user computes them
 
@@ -25,17 +24,12 @@ class Fusion(Protocol):
 
     def supports(self, node: Node) -> str | None: ...
     def can_join(self, members: list[Node], producer: Node) -> bool: ...
-    def kind(self, nodes: list[Node]) -> str: ...
 
 
 @dataclass
 class Parts:
     items: list[Unit | Branch]
     guard: Callable[[Node], Guard]
-
-
-def is_scalar_constant(node: Node) -> bool:
-    return node.op == "constant" and node.type.encoding is None and product(node.shape) == 1
 
 
 def partition(graph: Graph, fusion: Fusion) -> Parts:
@@ -54,7 +48,6 @@ def partition(graph: Graph, fusion: Fusion) -> Parts:
         if node.op == "reshape":
             units.append(Unit("alias", node.operands(), (node,)))
             continue
-        # A gather that the compiler fuses needs no call of its own; the built-in checks its indices.
         if node.op in BUILTINS:
             items = tuple(u for u in users.get(node, ()) if u.op == "item")
             units.append(Unit(BUILTINS[node.op](node), node.operands(), (node, *items)))
@@ -67,7 +60,7 @@ def partition(graph: Graph, fusion: Fusion) -> Parts:
         fused = node not in outputs and all(u in of for u in users.get(node, ()))
         fused = fused and (len(homes) == 1 or _cheap(node))
         fused = fused and all(guard[groups[g][0]] == guard[node] or _cheap(node) for g in homes)
-        if fused and homes and all(_fits(groups[g], node, fusion) for g in homes):
+        if fused and homes and all(len(groups[g]) < MAX_NODES and fusion.can_join(groups[g], node) for g in homes):
             for g in homes:
                 groups[g].append(node)
             of[node] = homes
@@ -78,11 +71,10 @@ def partition(graph: Graph, fusion: Fusion) -> Parts:
         listed = "".join(f"\n  - {line}" for line in sorted(refused))
         raise EdgecError("EC1401", f"{len(refused)} ops cannot be lowered:{listed}\n")
 
-    position = {n: i for i, n in enumerate(nodes)}
     for members in groups:
-        group = _group(sorted(members, key=position.__getitem__), members[0], fusion)
+        group = make_group(members, members[0])
         units.append(Unit(group, group.inputs, group.outputs, group))
-    units.reverse()
+    position = {n: i for i, n in enumerate(nodes)}
     units.sort(key=lambda u: position[u.outputs[0]])
     branches = [n for n in nodes if n.op == "branch"]
     return Parts(order(units, branches, lambda n: guard[n]), lambda n: guard.get(n, ()))
@@ -94,24 +86,3 @@ def _cheap(node: Node) -> bool:
         return True
     sizes = [product(i.shape) for i in node.operands()]
     return node.op in ("cast", "neg", "transpose") and all(s == 1 for s in sizes)
-
-
-def _fits(members: list[Node], node: Node, fusion: Fusion) -> bool:
-    if len(members) >= MAX_NODES:
-        return False
-    inside = {*members, node}
-    inputs = {i for n in inside for i in n.operands() if i not in inside and not is_scalar_constant(i)}
-    return len(inputs) <= MAX_INPUTS and fusion.can_join(members, node)
-
-
-def _group(nodes: list[Node], root: Node, fusion: Fusion) -> Group:
-    inside = set(nodes)
-    inputs: dict[Node, None] = {}
-    scalars: dict[Node, None] = {}
-    for n in nodes:
-        for i in n.operands():
-            if is_scalar_constant(i):
-                scalars[i] = None
-            elif i not in inside:
-                inputs[i] = None
-    return Group(fusion.kind(nodes), (*scalars, *nodes), tuple(inputs), (root,))

@@ -20,9 +20,6 @@ class Backend:
     def can_join(self, nodes, producer):
         return producer.op != "softmax"
 
-    def kind(self, nodes):
-        return "map"
-
 
 def x(name="x"):
     return make("input", name=name, type=TensorType("f32", (4,)))

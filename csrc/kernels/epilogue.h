@@ -1,31 +1,62 @@
 // The store of a tile: bias, activation, residual; columns beyond n are not touched.
-// sums: [mr][kPanel] raw products. kSwiglu: columns 0..7 of a panel are gates, 8..15 what they multiply.
-static void store_tile(const LinearJob& job, int64_t row, int64_t mr, int64_t panel, const float* sums,
-                       int64_t col_begin, int64_t col_end) {
+
+// kWhole: all 16 columns exist, otherwise `n` of them do.
+template <Activation kAct, bool kWhole>
+static void store_rows(const LinearJob& job, int64_t row, int64_t mr, int64_t column, int64_t n, const float* sums) {
   const LinearArgs& a = job.args;
-  const int64_t column = panel * kPanel;
-  if (a.act == Activation::kSwiglu) {
-    const int64_t out = panel * 8, n = a.n / 2 - out;
-    for (int64_t r = 0; r < mr; ++r, sums += kPanel) {
-      f32x8 gate = load(sums), up = load(sums + 8);
-      if (a.bias) {
-        const int64_t left = a.n - column;
-        gate += load_n(a.bias + column, left), up += left > 8 ? load_n(a.bias + column + 8, left - 8) : splat(0.0f);
-      }
-      f32x8 v = vsilu(gate) * up;
-      if (a.residual) v += load_n(a.residual + (row + r) * a.ldr + out, n);
-      store_n(a.y + (row + r) * a.ldy + out, v, n);
+  const auto get = [n](const float* p, int64_t c) { return kWhole ? load(p + c) : load_n(p + c, n - c); };
+  f32x8 bias[2] = {splat(0.0f), splat(0.0f)};
+  if (a.bias) bias[0] = get(a.bias + column, 0), bias[1] = get(a.bias + column, 8);
+  float* y = a.y + row * a.ldy + column;
+  const float* residual = a.residual ? a.residual + row * a.ldr + column : nullptr;
+  for (; mr > 0; --mr, sums += kPanel, y += a.ldy) {
+    f32x8 v[2];
+    for (int h = 0; h < 2; ++h) {
+      v[h] = activate(kAct, load(sums + 8 * h) + bias[h]);
+      if (residual) v[h] += get(residual, 8 * h);
     }
-    return;
+    if (residual) residual += a.ldr;
+    if constexpr (kWhole) {
+      store(y, v[0]), store(y + 8, v[1]);
+    } else {
+      store_n(y, v[0], n), store_n(y + 8, v[1], n - 8);
+    }
   }
-  for (int64_t c = col_begin; c < col_end; c += 8) {
-    const int64_t n = a.n - column - c;
-    if (n <= 0) break;
-    const f32x8 bias = a.bias ? load_n(a.bias + column + c, n) : splat(0.0f);
-    for (int64_t r = 0; r < mr; ++r) {
-      f32x8 v = activate(a.act, load(sums + r * kPanel + c) + bias);
-      if (a.residual) v += load_n(a.residual + (row + r) * a.ldr + column + c, n);
-      store_n(a.y + (row + r) * a.ldy + column + c, v, n);
-    }
+}
+
+// Columns 0..7 of a panel are gates, 8..15 what they multiply; y has half the columns.
+static void store_swiglu(const LinearJob& job, int64_t row, int64_t mr, int64_t panel, const float* sums) {
+  const LinearArgs& a = job.args;
+  const int64_t out = panel * 8, n = a.n / 2 - out, left = a.n - panel * kPanel;
+  f32x8 bias[2] = {splat(0.0f), splat(0.0f)};
+  if (a.bias) {
+    const float* from = a.bias + panel * kPanel;
+    bias[0] = load_n(from, left), bias[1] = load_n(from + 8, left - 8);
+  }
+  for (int64_t r = row; r < row + mr; ++r, sums += kPanel) {
+    f32x8 v = vsilu(load(sums) + bias[0]) * (load(sums + 8) + bias[1]);
+    if (a.residual) v += load_n(a.residual + r * a.ldr + out, n);
+    store_n(a.y + r * a.ldy + out, v, n);
+  }
+}
+
+// sums: [mr][kPanel] raw products.
+static void store_tile(const LinearJob& job, int64_t row, int64_t mr, int64_t panel, const float* sums) {
+  const int64_t column = panel * kPanel, n = job.args.n - column;
+  switch (job.args.act) {
+    case Activation::kSwiglu:
+      return store_swiglu(job, row, mr, panel, sums);
+#define EDGEC_STORE(act)                                                                      \
+  case Activation::act:                                                                       \
+    if (n >= kPanel) return store_rows<Activation::act, true>(job, row, mr, column, n, sums); \
+    return store_rows<Activation::act, false>(job, row, mr, column, n, sums);
+      EDGEC_STORE(kNone)
+      EDGEC_STORE(kRelu)
+      EDGEC_STORE(kGelu)
+      EDGEC_STORE(kGeluTanh)
+      EDGEC_STORE(kSilu)
+      EDGEC_STORE(kTanh)
+      EDGEC_STORE(kSigmoid)
+#undef EDGEC_STORE
   }
 }

@@ -51,7 +51,7 @@ static void linear_f32(const LinearJob& job, int64_t tile_begin, int64_t tile_en
     for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
       const int64_t row = job.row(tile), rows = job.row(tile + 1) - row;
       f32_rows<false>(rows, a.x + row * a.ldx, a.ldx, 1, b, kPanel, a.k, sums, kPanel);
-      store_tile(job, row, rows, panel, sums, 0, kPanel);
+      store_tile(job, row, rows, panel, sums);
     }
   }
 }

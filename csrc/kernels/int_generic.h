@@ -59,7 +59,7 @@ static void linear_int_generic(const LinearJob& job, int64_t tile_begin, int64_t
           a += rows * kRow;
         }
       }
-      store_tile(job, row, rows, panel, sums, 0, kPanel);
+      store_tile(job, row, rows, panel, sums);
     }
   }
 }

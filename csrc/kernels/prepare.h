@@ -12,8 +12,14 @@ EDGEC_INLINE void quantize_block(const float* x, int64_t valid, uint8_t* values,
     const i32x8 a = bits(v[i]) & 0x7fffffff;
     m = a > m ? a : m;
   }
+#if defined(__AVX2__)
+  __m128i high = _mm_max_epi32(_mm256_castsi256_si128(__m256i(m)), _mm256_extracti128_si256(__m256i(m), 1));
+  high = _mm_max_epi32(high, _mm_shuffle_epi32(high, 0x4e));
+  const int32_t top = _mm_cvtsi128_si32(_mm_max_epi32(high, _mm_shuffle_epi32(high, 0xb1)));
+#else
   int32_t top = m[0];
   for (int i = 1; i < 8; ++i) top = m[i] > top ? m[i] : top;
+#endif
   float amax;
   __builtin_memcpy(&amax, &top, 4);
   float inverse = 0.0f;
@@ -25,6 +31,26 @@ EDGEC_INLINE void quantize_block(const float* x, int64_t valid, uint8_t* values,
     *scale = amax / 127.0f;
     inverse = 127.0f / amax;
   }
+#if defined(__AVX2__)
+  if constexpr (!kWide) {
+    // Packs work within 128-bit halves: the permutation puts the eight groups of four back in order.
+    __m256i q[4];
+    for (int i = 0; i < 4; ++i) {
+      q[i] = _mm256_cvtps_epi32(top >= 0x7f800000 ? _mm256_setzero_ps() : __m256(v[i] * inverse));
+    }
+    const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+    const __m256i s8 = _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256(reinterpret_cast<__m256i_u*>(values), s8);
+    // (k % 4 in {0, 1}, {2, 3}) pairs of int16, each summed over the eight steps of 4.
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), s8);
+    __m128i four = _mm_add_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+    four = _mm_add_epi16(four, _mm_shuffle_epi32(four, 0x4e));
+    four = _mm_add_epi16(four, _mm_shuffle_epi32(four, 0xb1));
+    const uint32_t both = static_cast<uint32_t>(_mm_cvtsi128_si32(four));
+    sums[0] = static_cast<int16_t>(both), sums[1] = static_cast<int16_t>(both >> 16);
+    return;
+  }
+#endif
   i32x8 total = splat_i(0);
   for (int i = 0; i < 4; ++i) {
     i32x8 q = top >= 0x7f800000 ? splat_i(0) : round_even(v[i] * inverse);

@@ -27,7 +27,15 @@ EDGEC_INLINE float max_lane(f32x8 v) {
   for (int i = 1; i < 8; ++i) m = v[i] > m ? v[i] : m;
   return m;
 }
-// The first n lanes from memory, the others 0.
+// The first n lanes from memory, the others 0; nothing beyond them is touched.
+#if defined(__AVX2__)
+EDGEC_INLINE __m256i lanes_below(int64_t n) {
+  const int32_t count = n > 8 ? 8 : static_cast<int32_t>(n);
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+EDGEC_INLINE f32x8 load_n(const float* p, int64_t n) { return _mm256_maskload_ps(p, lanes_below(n)); }
+EDGEC_INLINE void store_n(float* p, f32x8 v, int64_t n) { _mm256_maskstore_ps(p, lanes_below(n), v); }
+#else
 EDGEC_INLINE f32x8 load_n(const float* p, int64_t n) {
   if (n >= 8) return load(p);
   float t[8] = {};
@@ -40,6 +48,7 @@ EDGEC_INLINE void store_n(float* p, f32x8 v, int64_t n) {
   store(t, v);
   for (int64_t i = 0; i < n; ++i) p[i] = t[i];
 }
+#endif
 // To the nearest integer, ties to even, for |v| < 2^22. Never contracted into an FMA: every ISA gives the same
 // integers.
 EDGEC_INLINE i32x8 round_even(f32x8 v) {

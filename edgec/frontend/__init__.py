@@ -26,6 +26,7 @@ from edgec.frontend import (  # noqa: F401  (importing them fills the table)
 )
 from edgec.frontend import model as _model
 from edgec.frontend.importer import ConstantsNeeded, Importer
+from edgec.frontend.model import source_files
 from edgec.ir.node import Graph
 
 if TYPE_CHECKING:

@@ -28,15 +28,13 @@ def invalid(message: str, where: str | None = None, hint: str | None = None) -> 
     return EdgecError("EC1103", message, where, hint or "Check the file with onnx.checker or export it again")
 
 
-def read(source: str | os.PathLike | onnx.ModelProto) -> ir.Model:
-    """The model of a file or proto. Raises EdgecError EC1003, EC1101 or EC1103."""
-    base = ""
-    where = None
+def parse(source: str | os.PathLike | onnx.ModelProto) -> onnx.ModelProto:
+    """The proto of a file. Raises EdgecError EC1003 or EC1101."""
     if isinstance(source, onnx.ModelProto):
-        proto = source
+        proto, where = source, None
     else:
         path = Path(source)
-        base, where = str(path.parent), str(path)
+        where = str(path)
         try:
             content = path.read_bytes()
         except IsADirectoryError:
@@ -49,15 +47,21 @@ def read(source: str | os.PathLike | onnx.ModelProto) -> ir.Model:
         except Exception as error:
             reason = "the file is empty" if not content else f"it does not parse as one ({error})"
             raise EdgecError("EC1101", reason, where, "Check that it was downloaded whole") from None
-        del content
     if not proto.HasField("graph") or not (proto.graph.node or proto.graph.output) or not proto.opset_import:
         reason = "it holds no graph" if proto.opset_import else "it names no opset"
         raise EdgecError("EC1101", reason, where, "Check that it is an ONNX model and was downloaded whole")
+    return proto
+
+
+def read(source: str | os.PathLike | onnx.ModelProto) -> ir.Model:
+    """The model of a file or proto. Raises EdgecError EC1003, EC1101 or EC1103."""
+    proto = parse(source)
+    where = None if isinstance(source, onnx.ModelProto) else str(source)
     if not proto.graph.output:
         raise invalid("the graph has no outputs", where)
     try:
         model = ir.from_proto(proto)
-        ir.external_data.set_base_dir(model.graph, base)
+        ir.external_data.set_base_dir(model.graph, "" if where is None else str(Path(where).parent))
         model.graph.sort()
         for function in model.functions.values():
             function.sort()
@@ -66,6 +70,31 @@ def read(source: str | os.PathLike | onnx.ModelProto) -> ir.Model:
         cycle = "cycle" in reason.lower()
         raise invalid("its nodes form a cycle" if cycle else f"it cannot be read ({reason})", where) from None
     return model
+
+
+def source_files(path: str | os.PathLike) -> list[Path]:
+    """The file of a model and the external data files that it names and that are there."""
+    folder = Path(path).parent
+    locations: set[str] = set()
+    graphs = [parse(path).graph]
+    while graphs:
+        graph = graphs.pop()
+        for tensor in graph.initializer:
+            locations.update(e.value for e in tensor.external_data if e.key == "location")
+        for node in graph.node:
+            for attribute in node.attribute:
+                locations.update(e.value for e in attribute.t.external_data if e.key == "location")
+                graphs.extend([attribute.g] if attribute.HasField("g") else attribute.graphs)
+    inside = (folder / name for name in sorted(locations) if is_inside(name))
+    return [Path(path), *(p for p in inside if p.is_file())]
+
+
+def is_inside(location: str) -> bool:
+    """Whether a relative path stays in its folder, as POSIX and as Windows would read it."""
+    parts = (*PurePosixPath(location).parts, *PureWindowsPath(location).parts)
+    return (
+        bool(location) and not location.startswith("/") and not PureWindowsPath(location).anchor and ".." not in parts
+    )
 
 
 def dtype_of(t: ir.DataType | None, where: str) -> str:
@@ -98,8 +127,7 @@ def data_of(tensor: ir.TensorProtocol, name: str) -> Data:
 
 def _external(tensor: ir.ExternalTensor, type: TensorType, whole: bool, where: str) -> Data:
     location = os.fspath(tensor.location)
-    parts = (*PurePosixPath(location).parts, *PureWindowsPath(location).parts)
-    if not location or os.path.isabs(location) or PureWindowsPath(location).anchor or ".." in parts:
+    if not is_inside(location):
         raise invalid(f"its external data {location!r} lies outside of the model's folder", where,
                       "Put the data file beside the model")  # fmt: skip
     path = os.path.join(os.fspath(tensor.base_dir), location)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edgec.rewrites import attention, elementwise, fold, linear, movement, recognise
 from edgec.rewrites.engine import Phase, Rule
+from edgec.rewrites.quantize import Options, Quantizer
 
 CANONICAL = (*fold.RULES, *elementwise.RULES, *movement.RULES)
 RECOGNISE = (*recognise.RULES, *attention.RULES)
@@ -19,4 +20,4 @@ PHASES: list[Phase] = [
 
 def all_rules() -> list[Rule]:
     """Every rule once; names are unique."""
-    return [*CANONICAL, *RECOGNISE, *FUSE]
+    return [*CANONICAL, *RECOGNISE, *FUSE, *Quantizer(Options()).rules()]

@@ -10,7 +10,7 @@ from edgec.ir.ops import OPS
 from edgec.ir.types import INTS
 from edgec.rewrites.engine import Match, Rule, rule
 from edgec.rewrites.examples import f32, i64, value, weights
-from edgec.rewrites.pattern import Pattern, b, const, optional, p, scalar_value, var
+from edgec.rewrites.pattern import Pattern, b, const, either, optional, p, scalar_value, var
 
 RULES: list[Rule] = []
 
@@ -339,3 +339,140 @@ def transpose_into_matmul(m: Match):
     if m.get("a"):
         return b.matmul(m.a, m.root.inputs[1], **(attrs | {"trans_a": not attrs["trans_a"]}))
     return b.matmul(m.root.inputs[0], m.b, **(attrs | {"trans_b": not attrs["trans_b"]}))
+
+
+@rule(
+    p.slice(p.transpose(var("x"), name="t")),
+    examples=[
+        lambda: b.slice(
+            b.transpose(f32("x", 2, 3, 4), perm=(2, 0, 1)), starts=(1, 0, 0), sizes=(1, 2, 3), steps=(1, 1, 1)
+        )
+    ],
+    misses=[
+        lambda: b.slice(
+            b.transpose(f32("x", 2, 3, 4), perm=(2, 0, 1)), starts=(1, 0, 0), sizes=(2, 2, 3), steps=(1, 1, 1)
+        )
+    ],
+    into=RULES,
+)
+def slice_of_transpose(m: Match):
+    """One of several stacked tensors, as q, k and v are: the transpose then moves less, and may be absorbed."""
+    cut = [i for i, (d, n) in enumerate(zip(m.t.shape, m.root.shape)) if d != n]
+    if any(m.root.shape[i] != 1 for i in cut):
+        return "it takes more than one along an axis"
+    perm = m.t["perm"]
+    back = [perm.index(i) for i in range(len(perm))]
+    attrs = {k: tuple(m.root[k][i] for i in back) for k in ("starts", "sizes", "steps")}
+    return b.transpose(b.slice(m.x, **attrs), perm=perm)
+
+
+@rule(
+    p.reshape(p.transpose(var("x"), name="t")),
+    examples=[lambda: b.reshape(b.transpose(f32("x", 2, 1, 3), perm=(2, 1, 0)), shape=(3, 2))],
+    misses=[
+        lambda: b.reshape(b.transpose(f32("x", 2, 3), perm=(1, 0)), shape=(6,)),
+        lambda: b.reshape(b.transpose(f32("x", 2, 3), perm=(1, 0)), shape=(1, 3, 2)),
+    ],
+    into=RULES,
+)
+def drop_ones_before_transpose(m: Match):
+    rest = list(m.t.shape)  # what the reshape leaves, matched from the left
+    kept, at = [], 0
+    for i, d in enumerate(rest):
+        if at < m.root.rank and m.root.shape[at] == d and (d != 1 or m.root.rank - at >= len(rest) - i):
+            kept.append(i)
+            at += 1
+        elif d != 1:
+            return "it does more than drop axes of 1"
+    if at != m.root.rank or len(kept) == len(rest):
+        return "it does more than drop axes of 1"
+    axes = [m.t["perm"][i] for i in kept]
+    order = sorted(axes)
+    narrow = b.reshape(m.x, shape=tuple(m.x.shape[a] for a in order))
+    return b.transpose(narrow, perm=tuple(order.index(a) for a in axes))
+
+
+def _counting_axis(node: Node, rank: int) -> int | None:
+    """The axis along which a node counts 0, 1, 2, ... and is the same everywhere else."""
+    while node.op == "expand" and node.inputs[0].rank == rank:
+        node = node.inputs[0]
+    found = as_range(node)
+    if node.rank != rank or found is None or found[0] != 0:
+        return None
+    axes = [i for i, d in enumerate(node.shape) if d != 1]
+    return axes[0] if len(axes) == 1 else None
+
+
+def _grid(first: int, second: int, name: str = "x") -> Node:
+    """[..., 2] indices that count the first axis of x[b, s] along one axis and the second along another."""
+    size = {first: f32("x", "b").shape[0], second: f32("x", "s").shape[0]}
+    shape = tuple(size.get(i, 1) for i in range(3))
+    parts = []
+    for axis in (first, second):
+        counts = b.reshape(b.iota(size=size[axis]), shape=tuple(size[axis] if i == axis else 1 for i in range(3)))
+        parts.append(b.reshape(b.expand(counts, shape=shape), shape=(*shape, 1)))
+    return b.concat(*parts, axis=3)
+
+
+@rule(
+    p.gather_nd(var("x"), p.concat(name="grid"), batch_dims=0),
+    examples=[lambda: b.gather_nd(f32("x", "b", "s"), _grid(0, 2))],
+    misses=[
+        lambda: b.gather_nd(f32("x", "b", "s"), _grid(2, 0)),
+        lambda: b.gather_nd(f32("x", "b", 50), _grid(0, 2)),
+    ],
+    into=RULES,
+)
+def gather_of_grid(m: Match):
+    """Reading x[i, j] at all i and j in order is x; at fewer, a slice of it."""
+    depth, rank = m.grid.shape[-1], m.grid.rank - 1
+    if m.grid["axis"] != rank or len(m.grid.inputs) != depth or depth != m.x.rank:
+        return "the indices are not one for each axis"
+    axes: list[int] = []
+    for part in m.grid.inputs:
+        if part.op != "reshape" or part.shape != (*part.inputs[0].shape, 1):
+            return "the indices are not ranges"
+        axis = _counting_axis(part.inputs[0], rank)
+        if axis is None:
+            return "the indices are not ranges"
+        axes.append(axis)
+    if axes != sorted(set(axes)) or any(d != 1 for i, d in enumerate(m.root.shape) if i not in axes):
+        return "the axes change places, or repeat"
+    sizes = tuple(m.root.shape[a] for a in axes)
+    if any(is_ge(d, n) is not True for d, n in zip(m.x.shape, sizes)):
+        return "an index may be outside"
+    cut = b.slice(m.x, starts=(0,) * depth, sizes=sizes, steps=(1,) * depth)
+    return reshaped(m.x if m.x.shape == sizes else cut, m.root.shape)
+
+
+_ROWS = p.gather(const("table"), var("i"), axis=0, name="rows").single()
+
+
+@rule(
+    either(
+        Pattern(ops=tuple(name for name, op in OPS.items() if op.kind == "unary"), inputs=(_ROWS,)),
+        p.op("add mul", _ROWS, const("c")),
+    ),
+    examples=[
+        lambda: b.relu(b.gather(weights(5, 3), i64("i", "s"), axis=0)),
+        lambda: b.add(b.gather(weights(5, 3), i64("i", 2, "s"), axis=0), weights(1, 1, 3)),
+    ],
+    misses=[
+        lambda: b.relu(b.gather(f32("x", 5, 3), i64("i", "s"), axis=0)),
+        lambda: b.add(b.gather(weights(5, 3), i64("i", 4), axis=0), weights(4, 1)),
+    ],
+    into=RULES,
+)
+def elementwise_on_table(m: Match):
+    """A function of the rows read from a small table is a row read from the function of the table."""
+    from edgec.rewrites.fold import const_node
+
+    if int(np.prod(m.table.shape, dtype=np.int64)) > 1 << 18:
+        return "the table is large"
+    if m.get("c") is None:
+        return b.gather(const_node(m.root.op, m.table, **m.root.attrs), m.i, axis=0)
+    lead = m.c.rank - (m.table.rank - 1)
+    if m.root.shape != m.rows.shape or any(d != 1 for d in m.c.shape[: max(lead, 0)]):
+        return "the constant differs along the indices"
+    c = const_node("reshape", m.c, shape=m.c.shape[lead:]) if lead > 0 else m.c
+    return b.gather(const_node(m.root.op, m.table, c), m.i, axis=0)

@@ -176,6 +176,21 @@ def nbytes(shape: tuple[int, ...], encoding: Quantized | None) -> int:
     return n * (-(-k * encoding.bits // 8) + groups * 2 + (-(-groups // 2) if encoding.zero else 0))
 
 
+def _after_norm(x: Node) -> np.ndarray | None:
+    """The mean square of each column that a normalised operand has, without data: gain^2 + bias^2."""
+    while x.op == "reshape" and x.shape[-1:] == x.inputs[0].shape[-1:]:
+        x = x.inputs[0]
+    if x.op not in ("layer_norm", "rms_norm") or x["axis"] != x.rank - 1:
+        return None
+    gain, bias = x.inputs[1], x.inputs[2] if x.op == "layer_norm" else None
+    if gain is None or gain.op != "constant" or gain.shape != x.shape[-1:]:
+        return None
+    square = np.square(gain["data"].array(), dtype=np.float32)
+    if bias is not None and bias.op == "constant" and bias.shape == gain.shape:
+        square = square + np.square(bias["data"].array(), dtype=np.float32)
+    return square if np.isfinite(square).all() and square.max() > 0 else None
+
+
 # --- the policy ----------------------------------------------------------------------------------------------------
 
 
@@ -188,6 +203,7 @@ class Quantizer:
         self._encoded: dict[object, Data | None] = {}
         self._names: dict[object, str] = {}
         self._roles: dict[object, set[str]] = {}
+        self._importance = dict(options.importance)
         for node in graph.nodes() if graph else ():
             for role, position in (("linear", 1), ("embedding", 0)):
                 if node.op == {"linear": "linear", "embedding": "gather"}[role]:
@@ -195,6 +211,9 @@ class Quantizer:
                     if w is not None and w.op == "constant":
                         self._roles.setdefault(w["data"].key, set()).add(role)
                         self._names.setdefault(w["data"].key, graph.origin(node) if graph else node.op)
+                        importance = _after_norm(node.inputs[0]) if role == "linear" else None
+                        if importance is not None:
+                            self._importance.setdefault(w["data"].key, importance)
 
     def encode(self, data: Data, role: str) -> Data | str:
         """The constant's encoded form, or the reason why it stays."""
@@ -222,7 +241,7 @@ class Quantizer:
             return keep("the table is small")
         if role != "embedding" and (n * k < TINY or min(n, k) < NARROW):
             return keep("too small to gain")
-        importance = options.importance.get(data.key)
+        importance = self._importance.get(data.key)
         eight = Quantized(8, self._group(k))
         if role != "linear" or options.weights == "int8":
             new, snr = encoded(data, eight, importance, options.threads)

@@ -7,12 +7,13 @@ import math
 import numpy as np
 
 from edgec.ir.dims import product
-from edgec.ir.node import Node, constant
+from edgec.ir.node import Node, constant, make
 from edgec.ir.types import numpy_dtype
 from edgec.rewrites.elementwise import fit
 from edgec.rewrites.engine import Match, Rule, rule
 from edgec.rewrites.examples import f32, num, value, weights
 from edgec.rewrites.fold import const_node
+from edgec.rewrites.movement import reshaped
 from edgec.rewrites.pattern import Pattern, b, const, either, maybe, number, optional, p, scalar_value, var
 
 RULES: list[Rule] = []
@@ -111,32 +112,33 @@ def gelu_tanh(m: Match):
 
 
 @rule(
-    p.mul(p.reduce_sum(var("x"), name="sum"), number(name="c")),
+    p.mul(maybe("reshape", p.reduce_sum(var("x"), name="sum")), number(name="c")),
     promise="ulp:2",
-    examples=[lambda: b.mul(b.reduce_sum(f32("x", 2, 4), axes=(1,)), num(0.25))],
+    examples=[
+        lambda: b.mul(b.reduce_sum(f32("x", 2, 4), axes=(1,)), num(0.25)),
+        lambda: b.mul(b.reshape(b.reduce_sum(f32("x", 2, 4), axes=(1,), keepdims=True), shape=(2,)), num(0.25)),
+    ],
     misses=[lambda: b.mul(b.reduce_sum(f32("x", 2, 4), axes=(1,)), num(0.5))],
     into=RULES,
 )
 def mean_of_sum(m: Match):
     count = product(m.x.shape[a] for a in m.sum["axes"])
-    if not isinstance(count, int) or count == 0 or m.sum.shape != m.root.shape:
+    if not isinstance(count, int) or count == 0 or product(m.sum.shape) != product(m.root.shape):
         return "the count is not known"
     if abs(scalar_value(m.c) * count - 1) > 1e-6:
         return "the factor is not 1 / count"
-    return b.reduce_mean(m.x, axes=m.sum["axes"], keepdims=m.sum["keepdims"])
+    return reshaped(b.reduce_mean(m.x, **m.sum.attrs), m.root.shape)
 
 
 @rule(
-    p.reshape(p.op("reduce_sum reduce_mean reduce_max reduce_min reduce_prod", var("x"), keepdims=False, name="r")),
-    examples=[lambda: b.reshape(b.reduce_max(f32("x", 2, "s", 4), axes=(2,)), shape=(2, f32("x", "s").shape[0], 1))],
-    misses=[lambda: b.reshape(b.reduce_max(f32("x", 2, 3, 4), axes=(2,)), shape=(3, 2))],
+    p.op("reduce_sum reduce_mean reduce_max reduce_min reduce_prod", var("x"), keepdims=False),
+    examples=[lambda: b.reduce_max(f32("x", 2, "s", 4), axes=(2,))],
+    misses=[lambda: b.reduce_max(f32("x", 2, 3, 4), axes=(2,), keepdims=True)],
     into=RULES,
 )
 def keep_reduced_dims(m: Match):
-    from edgec.ir.node import make
-
-    kept = make(m.r.op, m.x, axes=m.r["axes"], keepdims=True)
-    return kept if kept.shape == m.root.shape else "another shape"
+    """One form: the reduced axes stay as 1, and a reshape (which costs nothing) drops them."""
+    return b.reshape(make(m.root.op, m.x, axes=m.root["axes"], keepdims=True), shape=m.root.shape)
 
 
 def _kept(x: Pattern) -> Pattern:
@@ -196,7 +198,12 @@ _EPS = number(name="eps", where=lambda c: 0 <= c < 0.1)
 _MEAN = p.reduce_mean(var("x"), name="mean", keepdims=True)
 _CENTRED = p.sub(var("x"), _MEAN, name="d")
 _VARIANCE = p.reduce_mean(p.mul(var("d"), var("d")), name="var", keepdims=True)
-_TWO_SUMS = p.sub(p.reduce_mean(p.mul(var("x"), var("x")), name="var", keepdims=True), p.mul(var("mean"), var("mean")))
+_MEAN_AGAIN = maybe("reshape", var("mean"))
+_TWO_SUMS = p.sub(
+    maybe("reshape", p.reduce_mean(p.mul(var("x"), var("x")), name="var", keepdims=True)),
+    p.mul(_MEAN_AGAIN, _MEAN_AGAIN),
+)
+_TWO_SUMS = maybe("reshape", maybe("relu", _TWO_SUMS))
 
 
 def _inverse(variance: Pattern) -> Pattern:
@@ -221,8 +228,8 @@ def _layer_norm_example(two_sums: bool = False, axes=(1,), other: bool = False):
     either(
         p.mul(_CENTRED, _inverse(_VARIANCE)),
         p.mul(_CENTRED, p.mul(_inverse(_VARIANCE), const("gain"))),
-        p.mul(_CENTRED, _inverse(maybe("relu", _TWO_SUMS))),
-        p.mul(_CENTRED, p.mul(_inverse(maybe("relu", _TWO_SUMS)), const("gain"))),
+        p.mul(_CENTRED, _inverse(_TWO_SUMS)),
+        p.mul(_CENTRED, p.mul(_inverse(_TWO_SUMS), const("gain"))),
     ),
     promise="ulp:64",
     examples=[_layer_norm_example(), _layer_norm_example(two_sums=True)],
@@ -290,8 +297,6 @@ def gain(m: Match):
     c = _parameter(m.norm, m.c)
     if c is None:
         return "the constant is not over the norm's axes"
-    from edgec.ir.node import make
-
     return make(m.norm.op, m.x, c, **m.norm.attrs)
 
 
@@ -354,8 +359,6 @@ def one_hot_product(m: Match):
         return "the indices are broadcast"
     index = b.reshape(m.i, shape=m.i.shape[:-1])
     limit, zero = (constant(np.asarray(v, numpy_dtype(m.i.dtype))) for v in (n, 0))
-    from edgec.ir.node import make
-
     inside = make("and", b.ge(index, zero), b.lt(index, limit))
     table = const_node("transpose", m.w, perm=(1, 0))
     table = const_node("concat", table, constant(np.zeros((1, m.w.shape[0]), np.float32)), axis=0)

@@ -1,4 +1,0 @@
-#include "runtime/kernel_registry.h"
-namespace edgec {
-std::span<const Kernel> rnn_kernels() { return {}; }
-}  // namespace edgec

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
+#include <cmath>
 #include <cstring>
 
 #include "kernels/kernels.h"
@@ -23,11 +24,16 @@ constexpr struct {
   const char* name;
   rnn::Function function;
 } kFunctions[] = {
-    {"sigmoid", rnn::Function::kSigmoid},         {"tanh", rnn::Function::kTanh},
-    {"relu", rnn::Function::kRelu},               {"affine", rnn::Function::kAffine},
-    {"leakyrelu", rnn::Function::kLeakyRelu},     {"thresholdedrelu", rnn::Function::kThresholdedRelu},
-    {"scaledtanh", rnn::Function::kScaledTanh},   {"hardsigmoid", rnn::Function::kHardSigmoid},
-    {"elu", rnn::Function::kElu},                 {"softsign", rnn::Function::kSoftsign},
+    {"sigmoid", rnn::Function::kSigmoid},
+    {"tanh", rnn::Function::kTanh},
+    {"relu", rnn::Function::kRelu},
+    {"affine", rnn::Function::kAffine},
+    {"leakyrelu", rnn::Function::kLeakyRelu},
+    {"thresholdedrelu", rnn::Function::kThresholdedRelu},
+    {"scaledtanh", rnn::Function::kScaledTanh},
+    {"hardsigmoid", rnn::Function::kHardSigmoid},
+    {"elu", rnn::Function::kElu},
+    {"softsign", rnn::Function::kSoftsign},
     {"softplus", rnn::Function::kSoftplus},
 };
 
@@ -36,7 +42,7 @@ struct Recurrent {
   const KernelCall* call = nullptr;
   Kind kind = Kind::kLstm;
   int64_t steps = 0, batch = 0, input = 0, hidden = 0, gates = 0, dirs = 0;
-  bool reverse = false, option = false;
+  bool reverse = false, option = false, quantize_state = false;
   float clip = 0;
   std::array<rnn::Activation, 6> activations;
   int64_t activations_per_dir = 0;
@@ -102,7 +108,8 @@ Recurrent recurrent_of(const KernelCall& c, Kind kind) {
   parse_activations(c, c.string(at), r);
   ++at;
   r.clip = static_cast<float>(c.real(at++));
-  if (kind != Kind::kPlain) r.option = c.integer(at) != 0;
+  if (kind != Kind::kPlain) r.option = c.integer(at++) != 0;
+  if (kind == Kind::kLstm) r.quantize_state = c.integer(at) != 0;
   c.require(r.x->rank() == 3, "x is not of rank 3");
   r.steps = r.x->dims[0];
   r.batch = r.x->dims[1];
@@ -183,13 +190,12 @@ void project_inputs(const Recurrent& r, const Buffers& b) {
     float* out = b.x + dir * r.steps * r.batch * r.rows();
     const kernels::MatmulArgs args = projection(r, dir, out);
     if (args.m > 4 && args.k > 0) {
-      kernels::ParallelFor pool{r.call->pool, r.call->pool->threads(),
-                                [](void* pool, int64_t n, int64_t grain, void* context, kernels::ParallelFor::Body body) {
-                                  static_cast<ThreadPool*>(pool)->parallel_for(
-                                      n, grain, [=](int64_t first, int64_t last, int worker) {
-                                        body(context, first, last, worker);
-                                      });
-                                }};
+      kernels::ParallelFor pool{
+          r.call->pool, r.call->pool->threads(),
+          [](void* pool, int64_t n, int64_t grain, void* context, kernels::ParallelFor::Body body) {
+            static_cast<ThreadPool*>(pool)->parallel_for(
+                n, grain, [=](int64_t first, int64_t last, int worker) { body(context, first, last, worker); });
+          }};
       kernels::matmul_f32(args, pool, b.product);
       continue;
     }
@@ -197,9 +203,20 @@ void project_inputs(const Recurrent& r, const Buffers& b) {
     const int64_t blocks = (args.n + kGateRows - 1) / kGateRows;
     const int64_t grain = std::max<int64_t>(1, kShareMacs / 4 / (kGateRows * args.m * args.k + 1));
     r.call->pool->parallel_for(blocks, grain, [&](int64_t begin, int64_t end, int) {
-      ops.dots(args.b, begin * kGateRows, std::min(args.n, end * kGateRows), args.k, args.a, args.k, args.m, out, args.n);
+      ops.dots(args.b, begin * kGateRows, std::min(args.n, end * kGateRows), args.k, args.a, args.k, args.m, out,
+               args.n);
     });
   }
+}
+
+// com.microsoft DynamicQuantizeLSTM: h rounded to u8 over its whole range and back.
+void round_state(const float* h, int64_t n, float* out) {
+  const auto [least, greatest] = std::minmax_element(h, h + n);
+  const float low = std::min(*least, 0.0f), range = std::max(*greatest, 0.0f) - low;
+  const float scale = range > 0 ? range / 255.0f : 1.0f;
+  const float zero = std::nearbyint(std::clamp(-low / scale, 0.0f, 255.0f));
+  for (int64_t i = 0; i < n; ++i)
+    out[i] = (std::clamp(std::nearbyint(h[i] / scale) + zero, 0.0f, 255.0f) - zero) * scale;
 }
 
 // Batch elements [first, last) of one direction through all steps; `pool`: shares each step's product, or null.
@@ -214,10 +231,18 @@ void run_sequences(const Recurrent& r, const Buffers& b, int64_t dir, int64_t fi
   };
   load_state(h, r.h0);
   load_state(cell, r.c0);
+  const auto length_of = [&](int64_t i) {
+    return r.lengths != nullptr ? int64_t{r.lengths->as<const int32_t>()[first + i]} : r.steps;
+  };
+  for (int64_t i = 0; i < count; ++i) {
+    if (length_of(i) > 0) continue;  // an empty sequence ends in zeros, as in onnxruntime
+    std::fill_n(h + i * hidden, hidden, 0.0f);
+    std::fill_n(cell + i * hidden, hidden, 0.0f);
+  }
   const auto multiply = [&](int64_t row_begin, int64_t row_end, const float* v) {
     const auto range = [&](int64_t begin, int64_t end, int) {
-      ops.dots(weights, row_begin + begin * kGateRows, std::min(row_end, row_begin + end * kGateRows), hidden, v, hidden,
-               count, product, rows);
+      ops.dots(weights, row_begin + begin * kGateRows, std::min(row_end, row_begin + end * kGateRows), hidden, v,
+               hidden, count, product, rows);
     };
     const int64_t blocks = (row_end - row_begin + kGateRows - 1) / kGateRows;
     if (pool == nullptr) return range(0, blocks, 0);
@@ -237,7 +262,7 @@ void run_sequences(const Recurrent& r, const Buffers& b, int64_t dir, int64_t fi
   for (int64_t step = 0; step < r.steps; ++step) {
     const auto each = [&](auto&& f) {
       for (int64_t i = 0; i < count; ++i) {
-        const int64_t length = r.lengths != nullptr ? r.lengths->as<const int32_t>()[first + i] : r.steps;
+        const int64_t length = length_of(i);
         const int64_t t = step >= length ? step : backwards ? length - 1 - step : step;
         s.h = h + i * hidden;
         s.c = cell + i * hidden;
@@ -247,7 +272,8 @@ void run_sequences(const Recurrent& r, const Buffers& b, int64_t dir, int64_t fi
         f(r.y->as<float>() + ((t * r.dirs + dir) * r.batch + first + i) * hidden, step < length);
       }
     };
-    multiply(0, two_products ? 2 * hidden : rows, h);
+    if (r.quantize_state) round_state(h, count * hidden, reset_h);
+    multiply(0, two_products ? 2 * hidden : rows, r.quantize_state ? reset_h : h);
     if (two_products) {
       each([&](float*, bool alive) { alive ? ops.gru_reset(s) : (void)std::fill_n(s.reset_h, hidden, 0.0f); });
       multiply(2 * hidden, rows, reset_h);
@@ -280,7 +306,7 @@ void recurrent(const KernelCall& c) {
   if (r.x_floats() > 0) project_inputs(r, b);
   // Directions and batch elements do not depend on each other; one long sequence shares its steps' products instead.
   const int64_t units = r.dirs * r.batch, macs = r.rows() * r.hidden;
-  if (units < c.pool->threads() && macs * r.batch >= kShareMacs) {
+  if (r.quantize_state || (units < c.pool->threads() && macs * r.batch >= kShareMacs)) {
     for (int64_t dir = 0; dir < r.dirs; ++dir) run_sequences(r, b, dir, 0, r.batch, c.pool);
     return;
   }
@@ -302,10 +328,9 @@ ScratchSize scratch(const KernelCall& c) {
 constexpr Kernel kKernels[] = {
     {"lstm",
      "x, w, r, bias?, lengths?, h0?, c0?, peephole? -> y, y_h, y_c; hidden, direction:s, activations:s, clip:f, "
-     "input_forget",
+     "input_forget, quantize_state",
      recurrent<Kind::kLstm>, scratch<Kind::kLstm>},
-    {"gru",
-     "x, w, r, bias?, lengths?, h0? -> y, y_h; hidden, direction:s, activations:s, clip:f, linear_before_reset",
+    {"gru", "x, w, r, bias?, lengths?, h0? -> y, y_h; hidden, direction:s, activations:s, clip:f, linear_before_reset",
      recurrent<Kind::kGru>, scratch<Kind::kGru>},
     {"rnn", "x, w, r, bias?, lengths?, h0? -> y, y_h; hidden, direction:s, activations:s, clip:f",
      recurrent<Kind::kPlain>, scratch<Kind::kPlain>},

@@ -31,7 +31,7 @@ struct Cell {
   const float* extra_bias = nullptr;  // GRU with linear_before_reset: the recurrent bias of h
   const float* peephole = nullptr;    // LSTM: i, o, f; or null
   const Activation* activations = nullptr;
-  float clip = 0;  // 0: none
+  float clip = 0;       // 0: none
   bool option = false;  // LSTM: input_forget; GRU: linear_before_reset
   float *h = nullptr, *c = nullptr;
   float* reset_h = nullptr;  // GRU: reset * h

@@ -40,9 +40,9 @@ def _attention(n: Node) -> Builtin:
 
 
 def _recurrent(n: Node) -> Builtin:
-    extra = {"lstm": "input_forget", "gru": "linear_before_reset"}.get(n.op)
+    extra = {"lstm": ("input_forget", "quantize_state"), "gru": ("linear_before_reset",)}.get(n.op, ())
     functions = tuple(f"{a},{alpha!r},{beta!r}" for a, alpha, beta in zip(n["activations"], n["alphas"], n["betas"]))
-    params = (n["hidden"], n["direction"], ";".join(functions), n["clip"]) + ((int(n[extra]),) if extra else ())
+    params = (n["hidden"], n["direction"], ";".join(functions), n["clip"]) + tuple(int(n[e]) for e in extra)
     return Builtin(n.op, n.inputs, params)
 
 

@@ -12,7 +12,7 @@ from edgec.ir.ops.recurrent import FUNCTIONS, GATES
 from edgec.ir.ops.registry import OPS
 
 DEFAULTS = {"lstm": ("sigmoid", "tanh", "tanh"), "gru": ("sigmoid", "tanh"), "rnn": ("tanh",)}
-EXTRA = {"lstm": "input_forget", "gru": "linear_before_reset"}
+EXTRA = {"lstm": ("input_forget", "quantize_state"), "gru": ("linear_before_reset",), "rnn": ()}
 
 
 def compute(op, operands, attrs, extra, threads=1):
@@ -22,7 +22,7 @@ def compute(op, operands, attrs, extra, threads=1):
     outs += [np.full((dirs, batch, hidden), 77, np.float32) for _ in range(2 if op == "lstm" else 1)]
     functions = zip(attrs["activations"], attrs["alphas"], attrs["betas"], strict=True)
     text = ";".join(f"{name},{alpha!r},{beta!r}" for name, alpha, beta in functions)
-    params = (hidden, attrs["direction"], text, attrs["clip"], *([int(extra)] if op in EXTRA else []))
+    params = (hidden, attrs["direction"], text, attrs["clip"], *(int(name in extra) for name in EXTRA[op]))
     _core.call_builtin(op, *operands, *outs, *params, threads=threads)
     return outs
 
@@ -48,7 +48,7 @@ def make(rng, op, steps, batch, size, hidden, direction, activations=None, optio
 
 
 def check(op, operands, attrs, extra, threads, bound=2e-5):
-    named = {EXTRA[op]: bool(extra)} if op in EXTRA else {}
+    named = {name: name in extra for name in EXTRA[op]}
     with np.errstate(all="ignore"):
         want = OPS[op].reference(*operands, **attrs, **named)
     for g, w in zip(compute(op, operands, attrs, extra, threads), want, strict=True):
@@ -65,7 +65,7 @@ def check(op, operands, attrs, extra, threads, bound=2e-5):
     st.sampled_from(("forward", "reverse", "bidirectional")),
     st.sets(st.sampled_from("bhcpl")),
     st.sampled_from((0.0, 0.0, 0.7)),
-    st.booleans(),
+    st.sampled_from(((), ("input_forget", "linear_before_reset"))),
     st.randoms(use_true_random=False),
     st.integers(1, 3),
 )
@@ -81,7 +81,7 @@ def test_every_activation(op, name):
     rng = np.random.default_rng(1)
     names = (name,) * len(DEFAULTS[op])
     operands, attrs = make(rng, op, 3, 2, 5, 11, "forward", activations=names, options="b")
-    check(op, operands, attrs, False, 1)
+    check(op, operands, attrs, (), 1)
 
 
 @pytest.mark.parametrize("op", ["lstm", "gru", "rnn"])
@@ -94,7 +94,14 @@ def test_large_enough_to_share(op, batch, hidden, direction, threads):
     operands, attrs = make(rng, op, 7, batch, 40, hidden, direction)
     for i in (1, 2):
         operands[i] *= 0.2
-    check(op, operands, attrs, False, threads)
+    check(op, operands, attrs, (), threads)
+
+
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+def test_quantized_state(direction):
+    """One rounding that falls the other way moves h by a 255th of its range."""
+    operands, attrs = make(np.random.default_rng(5), "lstm", 6, 3, 5, 12, direction)
+    check("lstm", operands, attrs, ("quantize_state",), 2, bound=1e-2)
 
 
 @pytest.mark.parametrize("length", [-1, 4, 2**31 - 1])
@@ -102,7 +109,7 @@ def test_a_length_outside_is_an_error(length):
     operands, attrs = make(np.random.default_rng(3), "gru", 3, 2, 4, 4, "forward")
     operands[4][1] = length
     with pytest.raises(EdgecError, match=f"sequence length {length} is outside of 0 to 3"):
-        compute("gru", operands, attrs, 0)
+        compute("gru", operands, attrs, ())
 
 
 def test_what_does_not_fit_is_named():
@@ -118,7 +125,7 @@ def test_what_does_not_fit_is_named():
         text = ";".join(f"{a},0.0,0.0" for a in changed["activations"])
         outs = [np.zeros((3, 1, 2, 4), "f4"), np.zeros((1, 2, 4), "f4"), np.zeros((1, 2, 4), "f4")]
         with pytest.raises(EdgecError, match=words):
-            _core.call_builtin("lstm", *operands, *outs, changed["hidden"], changed["direction"], text, 0.0, 0)
+            _core.call_builtin("lstm", *operands, *outs, changed["hidden"], changed["direction"], text, 0.0, 0, 0)
     operands[2] = operands[2][:, :, :3].copy()
     with pytest.raises(EdgecError, match="r does not fit"):
-        compute("lstm", operands, attrs, 0)
+        compute("lstm", operands, attrs, ())

@@ -94,7 +94,7 @@ def quantize_rows(x: np.ndarray, block: int = 32) -> np.ndarray:
     """x rounded to int8 per block of the last axis with an f32 scale (absmax / 127), as values."""
     k = x.shape[-1]
     padded = np.pad(x.astype(np.float32), [(0, 0)] * (x.ndim - 1) + [(0, -k % block)])
-    blocks = padded.reshape(*x.shape[:-1], -1, block)
+    blocks = padded.reshape(*x.shape[:-1], padded.shape[-1] // block, block)
     scale = np.abs(blocks).max(-1, keepdims=True) / np.float32(127)
     with np.errstate(all="ignore"):
         q = np.rint(blocks * np.where(scale > 0, np.float32(1) / scale, 0))

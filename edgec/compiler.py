@@ -205,8 +205,21 @@ class Build:
         pieces = ((ALIGN, blob.load()) for blob in low.blobs)
         write_artifact(out, plan=low.plan.encode(), manifest=manifest, code=low.code or None, weights=pieces)
         r.path, r.artifact_bytes = str(out), Path(out).stat().st_size
+        self._memory(out)
         self._done()
         return r
+
+    def _memory(self, out: str | os.PathLike) -> None:
+        """The arena's size, from the runtime itself: only where the artifact is for this machine."""
+        from edgec.runtime.session import load
+
+        try:
+            memory = load(out, threads=1).memory(self.report.sample)
+        except EdgecError as error:
+            if error.code != "EC1506":
+                raise
+        else:
+            self.report.arena_bytes, self.report.values_bytes = memory["arena_bytes"], memory["temp_bytes"]
 
 
 def _describe(name: str, node: Node) -> dict:

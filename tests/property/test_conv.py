@@ -15,7 +15,7 @@ from edgec.ir.types import TensorType, numpy_dtype
 from edgec.testing.groups import CompiledGroups, group_of, reference
 
 SETTINGS = settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
-TOLERANCE = {"f16": 4e-3, "bf16": 3e-2, "f32": 2e-5, "f64": 1e-12}
+TOLERANCE = {"f16": 4e-3, "bf16": 3e-2, "f32": 2e-5, "f64": 1e-12}  # of the largest value; integers exactly
 
 
 def operand(name: str, dtype: str, shape, open_dims: bool, fixed=(1,)):
@@ -28,7 +28,10 @@ def operand(name: str, dtype: str, shape, open_dims: bool, fixed=(1,)):
 
 
 def values(rng, shape, dtype: str):
-    """Numbers of small magnitude, with exact zeros among them."""
+    """Numbers of small magnitude, with exact zeros among them; integers over their whole range."""
+    if dtype[0] in "iu":
+        info = np.iinfo(numpy_dtype(dtype))
+        return rng.integers(info.min, info.max, shape, numpy_dtype(dtype), endpoint=True)
     return (rng.integers(-8, 9, shape) / 8 + rng.standard_normal(shape) * 0.1).astype(numpy_dtype(dtype))
 
 
@@ -40,7 +43,7 @@ def check(kind: str, node, feeds: dict, dims: dict, cuts, groups: CompiledGroups
     want = reference([node], feeds, dims)[0]
     scale = max(1.0, float(np.abs(want.astype(np.float64)).max(initial=0)))
     got, want = got.astype(np.float64), want.astype(np.float64)
-    np.testing.assert_allclose(got, want, rtol=0, atol=scale * TOLERANCE[node.dtype])
+    np.testing.assert_allclose(got, want, rtol=0, atol=scale * TOLERANCE.get(node.dtype, 0))
     return groups
 
 
@@ -157,3 +160,92 @@ def test_conv_equal_layers_share_a_function():
         symbols.add(groups.groups[index][1].symbol)
         check("conv", node, {x: values(rng, shape, "f32"), w: w["data"].array()}, {}, (), groups, index)
     assert len(symbols) == 1
+
+
+@st.composite
+def pools(draw):
+    rank = draw(st.sampled_from((1, 2, 2, 2, 3)))
+    kernel = tuple(draw(st.integers(1, 5 if rank < 3 else 3)) for _ in range(rank))
+    strides = tuple(draw(st.sampled_from((1, 2, 2, 3))) for _ in range(rank))
+    dilations = tuple(draw(st.sampled_from((1, 1, 1, 2))) for _ in range(rank))
+    pads = tuple(draw(st.integers(0, k - 1)) for k in kernel * 2)
+    sizes = []
+    for k in range(rank):
+        least = max(1, dilations[k] * (kernel[k] - 1) + 1 - pads[k] - pads[rank + k])
+        sizes.append(draw(st.integers(least, least + (40 if k == rank - 1 else 6))))
+    average = draw(st.booleans())
+    dtypes = ("f32", "f32", "f16", "bf16", "f64") if average else ("f32", "f32", "f16", "f64", "i8", "u8", "i32")
+    attrs = {"kernel": kernel, "strides": strides, "pads": pads, "dilations": dilations, "ceil": draw(st.booleans())}
+    if average:
+        attrs["count_pads"] = draw(st.booleans())
+    return {
+        "op": "avg_pool" if average else "max_pool",
+        "x": (draw(st.integers(1, 2)), draw(st.integers(1, 3)), *sizes),
+        "attrs": attrs,
+        "dtype": draw(st.sampled_from(dtypes)),
+        "open": draw(st.booleans()),
+        "cuts": draw(st.lists(st.floats(0, 1), max_size=2)),
+    }
+
+
+@SETTINGS
+@given(pools(), st.integers(0, 2**32))
+def test_pool(c, seed):
+    x, dims = operand("x", c["dtype"], c["x"], c["open"])
+    node = make(c["op"], x, **c["attrs"])
+    check("pool", node, {x: values(np.random.default_rng(seed), c["x"], c["dtype"])}, dims, c["cuts"])
+
+
+@pytest.mark.parametrize("op", ["max_pool", "avg_pool"])
+def test_pool_of_planes_larger_than_a_block(op):
+    rng = np.random.default_rng(0)
+    x, dims = operand("x", "f32", (1, 2, 70, 130), True)
+    node = make(op, x, kernel=(3, 3), strides=(2, 2), pads=(1, 0, 1, 1), dilations=(1, 1), ceil=True)
+    check("pool", node, {x: values(rng, (1, 2, 70, 130), "f32")}, dims, (0.3, 0.6))
+
+
+@st.composite
+def transposed(draw):
+    rank = draw(st.sampled_from((1, 2, 2, 2, 3)))
+    group = draw(st.sampled_from((1, 1, 2)))
+    kernel = tuple(draw(st.integers(1, 4 if rank < 3 else 2)) for _ in range(rank))
+    strides = tuple(draw(st.sampled_from((1, 2, 2, 3))) for _ in range(rank))
+    dilations = tuple(draw(st.sampled_from((1, 1, 2))) for _ in range(rank))
+    sizes = tuple(draw(st.integers(1, 25 if k == rank - 1 else 5)) for k in range(rank))
+    extra = tuple(draw(st.integers(0, s - 1)) for s in strides)
+    pads = [0] * (2 * rank)
+    for k in range(rank):
+        room = (sizes[k] - 1) * strides[k] + dilations[k] * (kernel[k] - 1) + extra[k]
+        pads[k] = draw(st.integers(0, min(2, room)))
+        pads[rank + k] = draw(st.integers(0, min(2, room - pads[k])))
+    channels, rows = draw(st.integers(1, 6)), draw(st.integers(1, 5))
+    attrs = {
+        "strides": strides, "pads": tuple(pads), "dilations": dilations, "group": group, "output_padding": extra,
+        "act": draw(st.sampled_from(("none", "relu", "sigmoid"))),
+    }  # fmt: skip
+    return {
+        "x": (draw(st.integers(1, 2)), group * channels, *sizes),
+        "w": (group * channels, rows, *kernel),
+        "attrs": attrs,
+        "dtype": draw(st.sampled_from(("f32", "f32", "f16", "f64"))),
+        "open": draw(st.booleans()),
+        "bias": draw(st.booleans()),
+        "constant": draw(st.integers(0, 3)) > 0,
+        "cuts": draw(st.lists(st.floats(0, 1), max_size=2)),
+    }
+
+
+@SETTINGS
+@given(transposed(), st.integers(0, 2**32))
+def test_conv_transpose(c, seed):
+    rng = np.random.default_rng(seed)
+    x, dims = operand("x", c["dtype"], c["x"], c["open"])
+    weights = values(rng, c["w"], c["dtype"])
+    w = constant(weights) if c["constant"] else make("input", name="w", type=TensorType(c["dtype"], c["w"]))
+    feeds = {x: values(rng, c["x"], c["dtype"]), w: weights}
+    bias = None
+    if c["bias"]:
+        size = (c["w"][1] * c["attrs"]["group"],)
+        bias = make("input", name="b", type=TensorType(c["dtype"], size))
+        feeds[bias] = values(rng, size, c["dtype"])
+    check("conv_transpose", make("conv_transpose", x, w, bias, **c["attrs"]), feeds, dims, c["cuts"])

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edgec.lower.templates import conv, rows
+from edgec.lower.templates import conv, conv_transpose, pool, rows
 from edgec.lower.templates import map as map_
 
-TEMPLATES: dict[str, Callable] = {"map": map_.build, "rows": rows.build, "conv": conv.build}
+TEMPLATES: dict[str, Callable] = {
+    "map": map_.build,
+    "rows": rows.build,
+    "conv": conv.build,
+    "conv_transpose": conv_transpose.build,
+    "pool": pool.build,
+}
 # why a template can't compute a node of its kind, or None
-SUPPORTS: dict[str, Callable] = {"conv": conv.supports}
+SUPPORTS: dict[str, Callable] = {
+    "conv": conv.supports,
+    "conv_transpose": conv_transpose.supports,
+    "pool": pool.supports,
+}

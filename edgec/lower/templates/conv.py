@@ -20,12 +20,20 @@ from edgec.lower.groups import Group
 from edgec.lower.templates import activation, scalar
 from edgec.lower.templates.builder import Builder, i64, ramp, spread
 from edgec.lower.templates.map import grain_of
-from edgec.lower.templates.spatial import Copy, Field, plane_and_row, row_count, vector_run, window_axes
+from edgec.lower.templates.spatial import (
+    Copy,
+    Field,
+    load_taps,
+    plane_and_row,
+    row_count,
+    tap_table,
+    vector_run,
+    window_axes,
+)
 from edgec.targets import Target
 
 FLOATS = ("f16", "bf16", "f32", "f64")
 POSITIONS = 512  # of one block, at most
-UNROLLED = 12  # taps, at most, in code
 CHUNK = 320  # products of one accumulator before it goes back to scratch: a tile's operands stay in L1
 
 
@@ -139,11 +147,15 @@ class Product:
     def extent(self) -> Dim:
         return self.node.shape[0] * self.group * self.tiles
 
+    def grain(self) -> int:
+        """Units of some 10 us, at 40 products a nanosecond."""
+        return grain_of(self.width * self.blocks * self.tile.rows * self.channels * len(self.taps) / 40)
+
     def run(self, epilogue: Callable) -> None:
         """epilogue(n, g, first position, how many) after each block."""
         b = self.b
         copy = Copy(b, self.field, self.x, self.node.inputs[0].dtype, self.panel, self.lanes, b.dim(self.span))
-        self.offsets = self._offsets()
+        self.offsets = tap_table(b, self.field, self.taps, b.let(b.dim(self.span)))
         tiles = b.let(b.dim(self.tiles))
         positions = b.let(b.dim(self.field.positions))
         reach = b.let(b.dim(self.field.reach))
@@ -172,17 +184,6 @@ class Product:
                     chunk(c, b.let(T.min(i64(self.chunk), i64(self.channels) - c)))
             epilogue(n, g, first, b.let(T.min(count, positions - first)))
             b.emit(at.set(u + steps))
-
-    def _offsets(self):
-        """Where each tap is in the panel: values where they are few, else a table in scratch."""
-        b, span = self.b, self.b.let(self.b.dim(self.span))
-        places = [(p, d) for p, d in map(self.field.tap, self.taps)]
-        if len(places) <= UNROLLED:
-            return [b.let(span * i64(p) + b.dim(d)) for p, d in places]
-        table = b.pointer(("scratch", len(places) * 8), "i64")
-        for k, (p, d) in enumerate(places):
-            b.emit(T.BufferStore(table, span * i64(p) + b.dim(d), [i64(k)]))
-        return table
 
     def _tile(self, g, m, t, c, channels) -> None:
         b, tile, lanes, taps = self.b, self.tile, self.lanes, len(self.taps)
@@ -215,15 +216,7 @@ class Product:
         with b.loop(channels, stem="c") as k:
             row = b.let(k * span + place)
             weights = b.let(weight + k * i64(step))
-            if isinstance(self.offsets, list):
-                for j, offset in enumerate(self.offsets):
-                    multiply(b.let(row + offset), weights + i64(j * tile.rows))
-            else:
-                unroll = next(u for u in (7, 5, 4, 3, 2, 1) if taps % u == 0)
-                with b.loop(taps // unroll, i64(0), unroll, stem="j") as j:
-                    for i in range(unroll):
-                        offset = b.let(T.BufferLoad(self.offsets, [j + i64(i)]))
-                        multiply(b.let(row + offset), b.let(weights + j * i64(tile.rows)) + i64(i * tile.rows))
+            load_taps(b, self.offsets, lambda j, at: multiply(b.let(row + at), b.let(weights + j * i64(tile.rows))))
         for i in range(tile.rows):
             for v in range(tile.vectors):
                 b.emit(T.BufferStore(self.sums, sums[i][v].get(), sum_at(i, v)))
@@ -305,5 +298,4 @@ def build(group: Group, b: Builder, target: Target) -> tuple[Dim, int]:
                 vector_run(b, low, high, p.lanes, body)
 
     p.run(epilogue)
-    tile_ns = p.width * p.blocks * p.tile.rows * channels * len(taps) / 40
-    return p.extent(), grain_of(tile_ns)
+    return p.extent(), p.grain()

@@ -52,11 +52,10 @@ def window_axes(shape, out, kernel, strides, pads, dilations) -> list[Axis]:
 class Field:
     """The flat positions of three axes (d, h, w), and where the taps of position 0 are in the copy."""
 
-    def __init__(self, axes: list[Axis]):
+    def __init__(self, axes: list[Axis], merge: bool = True):
         one = Axis(1, 1, 1, 0, (0,))
         axes = [one] * (3 - len(axes)) + list(axes)
-        self.shape = [a.out for a in axes]
-        for k in (1, 0):  # neighbours that no window crosses are one axis
+        for k in (1, 0) if merge else ():  # neighbours that no window crosses are one axis
             if axes[k].plain and axes[k + 1].plain:
                 merged = Axis(axes[k].size * axes[k + 1].size, axes[k].out * axes[k + 1].out, 1, 0, (0,))
                 axes = [one, *axes[:k], merged, *axes[k + 2 :]]
@@ -118,6 +117,34 @@ def plane_and_row(b: Builder, field: Field, r):
     rows = b.dim(field.rows)
     d = b.let(T.truncdiv(r, rows))
     return d, b.let(r - d * rows)
+
+
+UNROLLED = 12  # taps, at most, in code
+
+
+def tap_table(b: Builder, field: Field, taps, span):
+    """Where each tap is in a panel of phases of `span` elements: values where taps are few, else a table in scratch."""
+    places = [span * i64(p) + b.dim(d) for p, d in map(field.tap, taps)]
+    if len(places) <= UNROLLED:
+        return [b.let(p) for p in places]
+    table = b.pointer(("scratch", len(places) * 8), "i64")
+    for k, p in enumerate(places):
+        b.emit(T.BufferStore(table, p, [i64(k)]))
+    return table, len(places)
+
+
+def load_taps(b: Builder, table, body: Callable[[object, object], None]) -> None:
+    """body(number, offset) for each tap of a tap_table."""
+    if isinstance(table, list):
+        for k, offset in enumerate(table):
+            body(i64(k), offset)
+        return
+    offsets, count = table
+    unroll = next(u for u in (7, 5, 4, 3, 2, 1) if count % u == 0)
+    with b.loop(count // unroll, 0, unroll, stem="j") as j:
+        for k in range(unroll):
+            at = b.let(j + i64(k))
+            body(at, b.let(T.BufferLoad(offsets, [at])))
 
 
 class Copy:

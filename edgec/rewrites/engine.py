@@ -189,7 +189,7 @@ class _Sweep:
                     )
                 origins = tuple(dict.fromkeys(o for n in m.nodes for o in self.graph.origins.get(n, ())))
                 self._name(self._fresh(new), origins)
-                self.record.fired.append(Fired(self.phase, rule.name, repr(node), repr(new), origins))
+                self.record.fired.append(Fired(self.phase, rule.name, node.op, new.op, origins))
                 return new
         return None
 

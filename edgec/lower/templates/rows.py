@@ -98,6 +98,9 @@ class Reduction:
 
     def term(self, value, index) -> tuple:
         """What one vector of operands contributes; index: of the elements along the axis."""
+        source = self.e.node.inputs[0].dtype
+        if self.op in ARG and source in ("f16", "bf16") and isinstance(self.e.value, Compute):  # ties are those of f16
+            value = scalar.from_memory(self.b.let(scalar.to_memory(self.b, value, source)), source)
         value = scalar.convert(self.b, value, self.dtype)
         return (value, index) if self.op in ARG else (value,)
 

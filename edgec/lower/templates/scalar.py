@@ -294,7 +294,7 @@ _OPS: dict[str, Callable] = {
     "where": _simple(T.Select),
 }  # fmt: skip
 # rough cost of one element in units of an add, for grains and for what is worth keeping instead of computing again
-COST = {"exp": 12, "log": 18, "tanh": 22, "erf": 28, "sigmoid": 16, "silu": 17, "gelu": 30, "softplus": 40, "div": 4, "mod": 40,
+COST = {"exp": 12, "log": 18, "tanh": 16, "erf": 18, "sigmoid": 16, "silu": 17, "gelu": 20, "softplus": 40, "div": 4, "mod": 40,
         "fmod": 40, "pow": 100, "sqrt": 4, "rsqrt": 8, "reciprocal": 4} | {n: 60 for n in (
         "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh", "atan2")}  # fmt: skip
 ELEMENTWISE = frozenset(_OPS)

@@ -18,7 +18,7 @@ ERF = np.vectorize(math.erf, otypes=[np.float64])
 FUNCTIONS = {
     "exp": (np.exp, 1.5, 2.0**-126),
     "log": (np.log, 2.0, 0),
-    "sigmoid": (lambda x: 1 / (1 + np.exp(-x)), 3.0, 2.0**-126),
+    "sigmoid": (lambda x: 1 / (1 + np.exp(-x)), 4.0, 2.0**-126),
     "tanh": (np.tanh, 7.0, 2.0**-126),
     "erf": (ERF, 7.0, 2.0**-126),
 }

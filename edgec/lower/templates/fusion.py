@@ -113,9 +113,9 @@ def _trace(group: Group):
 
         _, _, (values, tracer) = map_.trace(set(group.nodes), shape, root)
         return values, tracer.splits
-    small = rows.decompose(group)
+    small, bounded = rows.decompose(group)
     shape, axes = rows.space(small)
-    _, _, (stores, _) = rows.traced(small, small.outputs, shape, axes)
+    _, _, (stores, _) = rows.traced(small, small.outputs, shape, axes, bounded)
     values = [s.value for s in stores]
     splits = sum(isinstance(d, Split) for ix in all_ixs(stores) if isinstance(ix, Ix) for _, d in ix.dynamic)
     return values, splits

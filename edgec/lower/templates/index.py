@@ -119,6 +119,7 @@ class Literal:
 class Compute:
     node: Any
     args: tuple
+    bounded: bool = False  # scalar.BOUNDED's cheaper form will do
 
     def ixs(self):
         return iter({id(i): i for a in self.args for i in a.ixs()}.values())
@@ -145,6 +146,7 @@ class Reduced:
     node: Any
     value: Any
     loops: tuple[int, ...]
+    bounded: bool = False
 
     def ixs(self):
         return self.value.ixs()
@@ -205,6 +207,7 @@ class Tracer:
         self.may_refine = True
         self.dims: list[list[int]] = []  # the loops of each dim of the traced shape
         self.operands: set | None = None  # a constant that is none of these is part of the code
+        self.bounded: frozenset = frozenset()
         self.rows: tuple | None = None  # (full shape, reduced axes, indices of the full shape)
 
     def value(self, node, ixs: tuple[Ix, ...]):
@@ -226,7 +229,7 @@ class Tracer:
         if node.op in REDUCE or node.op in ARG:
             return self._reduction(node, ixs)
         args = tuple(self.value(x, self.broadcast(x, node, ixs)) for x in node.inputs)
-        return Compute(node, args)
+        return Compute(node, args, node in self.bounded)
 
     def _reduction(self, node, ixs):
         if self.rows is None:
@@ -238,7 +241,7 @@ class Tracer:
         if x.shape != shape or ixs != own:
             raise Refused(f"{node.op} of {x.type} is read in another order than its rows are")
         loops = tuple(k for a in axes for k in self.dims[a])
-        return Reduced(node, self.value(x, full), loops)
+        return Reduced(node, self.value(x, full), loops, node in self.bounded)
 
     def broadcast(self, x, node, ixs):
         shift = node.rank - x.rank

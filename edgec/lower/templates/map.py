@@ -5,6 +5,7 @@ from __future__ import annotations
 from edgec.ir.dims import Dim, product
 from edgec.ir.types import dtype_size
 from edgec.lower.groups import Group
+from edgec.lower.templates import tiles
 from edgec.lower.templates.builder import Builder
 from edgec.lower.templates.index import Ix, RefineLoop, Tracer, linear
 from edgec.lower.templates.nest import Body, Row, Store, all_ixs, collapse, cost, everything, over_units, vector_lanes
@@ -88,6 +89,10 @@ def build(group: Group, b: Builder, target: Target) -> tuple[Dim, int]:
         order = [max(extents, default=-1) + 1]
         extents[order[0]] = 1
     vector = order[-1]
+    crossed = tiles.transposed(values, order, extents, min(lanes, 8)) if len(order) > 1 else None
+    if crossed is not None:
+        strip = tiles.TILES * min(lanes, 8) * element_ns * size_hint(extents[vector])
+        return tiles.build(b, buffers, order, extents, *crossed, stores, min(lanes, 8)), grain_of(strip)
 
     def row(env, low, high, size=None):
         def body(start, width, choices):

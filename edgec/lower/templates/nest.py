@@ -128,7 +128,7 @@ class Body:
         if isinstance(e, Load):
             return self.load(e)
         if isinstance(e, Compute):
-            return scalar.emit(self.b, e.node, [self.value(a) for a in e.args])
+            return scalar.emit(self.b, e.node, [self.value(a) for a in e.args], e.bounded)
         if isinstance(e, Pick):
             return self.value(e.parts[self.choices[id(e)]])
         if isinstance(e, Literal):

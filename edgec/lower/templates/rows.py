@@ -33,13 +33,17 @@ def axes_of(node: Node) -> tuple[int, ...]:
     return tuple(node["axes"]) if node.op in REDUCE else (node["axis"],)
 
 
-def decompose(group: Group) -> Group:
-    """The group with softmax and the norms written as reductions and elementwise ops."""
+def decompose(group: Group) -> tuple[Group, frozenset[Node]]:
+    """The group with softmax and the norms written as reductions and elementwise ops.
+
+    And those nodes of a softmax that need not care for all operands: its maximum (a NaN shows up in the sum), its exp.
+    """
+    bounded: set[Node] = set()
     new: dict[Node, Node] = {n: n for n in group.inputs}
     order: list[Node] = []
     for n in group.nodes:
         inputs = [None if i is None else new.get(i, i) for i in n.inputs]
-        new[n] = _expanded(n, inputs) if n.op in NORMS else make(n.op, *inputs, **n.attrs)
+        new[n] = _expanded(n, inputs, bounded) if n.op in NORMS else make(n.op, *inputs, **n.attrs)
     seen = set(group.inputs)
     stack = [(new[o], False) for o in reversed(group.outputs)]
     while stack:
@@ -50,14 +54,17 @@ def decompose(group: Group) -> Group:
             seen.add(n)
             stack.append((n, True))
             stack.extend((i, False) for i in reversed(n.operands()))
-    return Group(group.kind, tuple(order), group.inputs, tuple(new[o] for o in group.outputs))
+    written = {new[n] for n in group.nodes if n.op not in NORMS}
+    return Group(group.kind, tuple(order), group.inputs, tuple(new[o] for o in group.outputs)), frozenset(bounded - written)
 
 
-def _expanded(n: Node, inputs: list) -> Node:
+def _expanded(n: Node, inputs: list, bounded: set) -> Node:
     x, axes = inputs[0], axes_of(n)
     if n.op in ("softmax", "log_softmax"):
-        shifted = make("sub", x, make("reduce_max", x, axes=axes, keepdims=True))
+        highest = make("reduce_max", x, axes=axes, keepdims=True)
+        shifted = make("sub", x, highest)
         e = make("exp", shifted)
+        bounded |= {highest, e}
         total = make("reduce_sum", e, axes=axes, keepdims=True)
         if n.op == "softmax":
             return make("mul", e, make("reciprocal", total))
@@ -111,6 +118,8 @@ class Reduction:
             return (scalar.add(a, c),)
         if self.op == "reduce_prod":
             return (scalar.multiply(a, c),)
+        if self.e.bounded:
+            return (T.Select(c > a, c, a),)
         if self.op == "reduce_max":
             return (T.Select(T.Or(c > a, is_nan(c)), c, a),)
         if self.op == "reduce_min":
@@ -149,10 +158,10 @@ def space(group: Group) -> tuple[tuple[Dim, ...], tuple[int, ...]]:
 def build(group: Group, b: Builder, target: Target) -> tuple[Dim, int]:
     """Emits the function; returns its extent and grain. Raises EdgecError EC1401 where the group has no such form."""
     outputs = group.outputs
-    group = decompose(group)
+    group, bounded = decompose(group)
     shape, axes = space(group)
     try:
-        order, extents, (stores, reduced) = traced(group, outputs, shape, axes)
+        order, extents, (stores, reduced) = traced(group, outputs, shape, axes, bounded)
     except Refused as e:
         raise EdgecError("EC1401", f"cannot be one rows function: {e}") from e
     if any(product(n.shape) == 0 for n in outputs):
@@ -160,12 +169,12 @@ def build(group: Group, b: Builder, target: Target) -> tuple[Dim, int]:
     return _Rows(b, target, order, extents, stores, reduced, product(shape[a] for a in axes)).emit()
 
 
-def traced(group: Group, outputs, shape, axes):
+def traced(group: Group, outputs, shape, axes, bounded):
     """Loops, extents, and (stores, reduced loops) of a decomposed group. Raises Refused where it does not walk rows."""
     kept_shapes = _kept(shape, axes, 1)
 
     def root(tracer, ixs):
-        tracer.rows, tracer.operands = (shape, axes, ixs), set(group.inputs)
+        tracer.rows, tracer.operands, tracer.bounded = (shape, axes, ixs), set(group.inputs), bounded
         stores = []
         for n, named in zip(group.outputs, outputs, strict=True):
             at = ixs

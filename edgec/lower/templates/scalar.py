@@ -300,8 +300,12 @@ COST = {"exp": 12, "log": 18, "tanh": 16, "erf": 18, "sigmoid": 16, "silu": 17, 
 ELEMENTWISE = frozenset(_OPS)
 
 
-def emit(b: Builder, node, args):
+# forms for operands that are known to be in range: exp of what is not above 0
+BOUNDED: dict[str, Callable] = {"exp": _vector(vecmath.exp_not_above_0, "exp")}
+
+
+def emit(b: Builder, node, args, bounded: bool = False):
     """The value of an elementwise node from its operands' values; lanes of 1 spread to the widest."""
     lanes = max(lanes_of(a) for a in args)
     args = [b.let(spread(a, lanes)) for a in args]
-    return b.let(_OPS[node.op](b, node, *args))
+    return b.let((BOUNDED if bounded else _OPS)[node.op](b, node, *args))

@@ -1,6 +1,6 @@
 """Transcendental functions of f32 vectors: polynomials and ratios of them, fitted by least squares with Lawson's weights.
 
-Bounds over all f32, in units in the last place, with fused multiply-add: exp 1.5, log 2, sigmoid 3, tanh and erf 7.
+Bounds over all f32, in units in the last place, with fused multiply-add: exp 1.5, log 2, sigmoid 4, tanh and erf 7.
 Infinities and NaN come out as IEEE has it; results of exp below 2**-126 are 0 (tests/property/test_vecmath.py).
 """
 
@@ -58,15 +58,29 @@ def _clamp(b: Builder, x, low: float, high: float):
     return b.let(T.Select(x < _f(low, x), _f(low, x), x))
 
 
-def exp(b: Builder, x):
-    """e**x = 2**n e**r with x = n ln2 + r; n goes straight into the exponent of e**r."""
+def _exponential(b: Builder, x):
+    """e**r and the bits of n above _MAGIC's, with x = n ln2 + r."""
     shifted = b.let(x * _f(math.log2(math.e), x) + _f(_MAGIC, x))
     n = b.let(shifted - _f(_MAGIC, x))
     r = b.let(x - n * _f(_LN2_HI, x) - n * _f(_LN2_LO, x))
-    p = (r * r) * _horner(b, r, _EXP) + (r + _f(1.0, x))
-    y = _float(_bits(p) + T.shift_left(_bits(shifted), _i(23, x)))
-    y = T.Select(x <= _f(_EXP_HIGH, x), y, x * _f(math.inf, x))  # NaN too
+    return b.let((r * r) * _horner(b, r, _EXP) + (r + _f(1.0, x))), _bits(shifted)
+
+
+def exp(b: Builder, x):
+    """n goes straight into the exponent of e**r, so that 2**128 e**r with e**r < 1 is had too."""
+    p, n = _exponential(b, x)
+    y = T.Select(x <= _f(_EXP_HIGH, x), _float(_bits(p) + T.shift_left(n, _i(23, x))), x * _f(math.inf, x))  # NaN too
     return b.let(T.Select(x < _f(_EXP_LOW, x), _f(0.0, x), y))
+
+
+def _scaled(b: Builder, x):
+    """e**x for x within [-87.3, 88], or NaN."""
+    p, n = _exponential(b, x)
+    return p * _float(T.shift_left(n, _i(23, x)) + _i(127 << 23, x))
+
+
+def exp_not_above_0(b: Builder, x):
+    return b.let(T.Select(x < _f(_EXP_LOW, x), _f(0.0, x), _scaled(b, x)))
 
 
 def log(b: Builder, x):
@@ -85,7 +99,7 @@ def log(b: Builder, x):
 
 
 def sigmoid(b: Builder, x):
-    return b.let(_f(1.0, x) / (_f(1.0, x) + exp(b, b.let(_f(0.0, x) - x))))
+    return b.let(_f(1.0, x) / (_f(1.0, x) + _scaled(b, _clamp(b, b.let(_f(0.0, x) - x), -87.0, 88.0))))
 
 
 def _ratio(b: Builder, x, fitted):

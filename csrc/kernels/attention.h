@@ -1,18 +1,18 @@
 // Attention with an online softmax. A unit of work is (batch, kv head, block of query rows); rows of all query heads
 // that share the kv head count as rows of one block, so that decoding with grouped heads reads K and V once.
 
-constexpr int64_t kQBlock = 8 * kF32Rows, kKvBlock = 64;
+constexpr int64_t kQBlock = 20 * kF32Rows, kKvBlock = 128;
 
 struct AttentionScratch {
   float *q, *keys, *values, *scores, *out, *peak, *total;
 };
 static int64_t padded(int64_t n) { return (n + kPanel - 1) / kPanel * kPanel; }
 static int64_t attention_floats(const AttentionArgs& a) {
-  return kQBlock * a.dim + kKvBlock * a.dim + kKvBlock * padded(a.v_dim) + kQBlock * kKvBlock +
+  return kQBlock * a.dim + kKvBlock * a.dim + kKvBlock * padded(a.v_dim) + kF32Rows * kKvBlock +
          kQBlock * padded(a.v_dim) + 2 * kQBlock;
 }
 
-// Scores of one row against kKvBlock keys, then their softmax terms in place; the row of the output is rescaled.
+// Scores of one row against `count` keys, then their softmax terms in place; the row of the output is rescaled.
 static void softmax_row(const AttentionArgs& a, int64_t batch, int64_t head, int64_t position, int64_t kv,
                         int64_t count, float* scores, float* out, float* peak, float* total) {
   if (a.softcap > 0.0f) {
@@ -32,20 +32,21 @@ static void softmax_row(const AttentionArgs& a, int64_t batch, int64_t head, int
     seen = position + a.causal_offset + 1 - kv;
     seen = seen < 0 ? 0 : seen < count ? seen : count;
   }
-  for (int64_t j = seen; j < kKvBlock; ++j) scores[j] = -__builtin_inff();
+  const int64_t end = (count + 7) / 8 * 8;
+  for (int64_t j = seen; j < end; ++j) scores[j] = -__builtin_inff();
   f32x8 top = splat(*peak);
-  for (int64_t j = 0; j < kKvBlock; j += 8) top = vmax(load(scores + j), top);
+  for (int64_t j = 0; j < end; j += 8) top = vmax(load(scores + j), top);
   const float high = max_lane(top);
   // All -inf so far: exponentials against 0 give 0, and a row that stays so divides 0 by 0: NaN, as plain softmax has.
   const float base = high == -__builtin_inff() ? 0.0f : high;
   f32x8 added = splat(0.0f);
-  for (int64_t j = 0; j < kKvBlock; j += 8) {
-    const f32x8 e = vexp(load(scores + j) - base);
+  for (int64_t j = 0; j < end; j += 8) {
+    const f32x8 e = vexp_negative(load(scores + j) - base);
     store(scores + j, e);
     added += e;
   }
   if (high != *peak) {
-    const float keep = vexp(splat(*peak - base))[0];
+    const float keep = vexp_negative(splat(*peak - base))[0];
     *total *= keep;
     for (int64_t d = 0; d < padded(a.v_dim); d += 8) store(out + d, load(out + d) * keep);
     *peak = high;
@@ -78,22 +79,29 @@ static void attention_block(const AttentionArgs& a, int64_t batch, int64_t kv_he
     const float* keys = a.k + batch * a.k_stride[0] + kv_head * a.k_stride[1] + kv * a.k_stride[2];
     const float* values = a.v + batch * a.v_stride[0] + kv_head * a.v_stride[1] + kv * a.v_stride[2];
     for (int64_t n = 0; n < count; n += kPanel) {
-      pack_panel(keys + n * a.k_stride[2], 1, a.k_stride[2], a.dim, count - n < kPanel ? count - n : kPanel, s.keys);
-      for (int64_t r = 0; r < rows; r += kF32Rows) {
-        f32_rows<false>(rows - r, s.q + r * a.dim, a.dim, 1, s.keys, kPanel, a.dim, s.scores + r * kKvBlock + n,
-                        kKvBlock);
+      const int64_t valid = count - n < kPanel ? count - n : kPanel;
+      pack_panel(keys + n * a.k_stride[2], 1, a.k_stride[2], a.dim, valid, s.keys + n * a.dim);
+    }
+    // V in place when few rows use it; packed otherwise, since its rows' stride may map them all to a few cache sets.
+    const bool packed = rows > 2 * kF32Rows;
+    for (int64_t d = packed ? 0 : a.v_dim / kPanel * kPanel; d < a.v_dim; d += kPanel) {
+      const int64_t valid = a.v_dim - d < kPanel ? a.v_dim - d : kPanel;
+      pack_panel(values + d, a.v_stride[2], 1, count, valid, s.values + d * kKvBlock);
+    }
+    for (int64_t r = 0; r < rows; r += kF32Rows) {
+      const int64_t mr = rows - r < kF32Rows ? rows - r : kF32Rows;
+      for (int64_t n = 0; n < count; n += kPanel) {
+        f32_rows<false>(mr, s.q + r * a.dim, a.dim, 1, s.keys + n * a.dim, kPanel, a.dim, s.scores + n, kKvBlock);
       }
-    }
-    for (int64_t r = 0; r < rows; ++r) {
-      softmax_row(a, batch, kv_head * shared + (first + r) / a.q_len, (first + r) % a.q_len, kv, count,
-                  s.scores + r * kKvBlock, s.out + r * v_pad, s.peak + r, s.total + r);
-    }
-    for (int64_t d = 0; d < a.v_dim; d += kPanel) {
-      const bool whole = a.v_dim - d >= kPanel;
-      if (!whole) pack_panel(values + d, a.v_stride[2], 1, count, a.v_dim - d, s.values);
-      for (int64_t r = 0; r < rows; r += kF32Rows) {
-        f32_rows<true>(rows - r, s.scores + r * kKvBlock, kKvBlock, 1, whole ? values + d : s.values,
-                       whole ? a.v_stride[2] : kPanel, count, s.out + r * v_pad + d, v_pad);
+      for (int64_t i = 0; i < mr; ++i) {
+        const int64_t row = first + r + i;
+        softmax_row(a, batch, kv_head * shared + row / a.q_len, row % a.q_len, kv, count, s.scores + i * kKvBlock,
+                    s.out + (r + i) * v_pad, s.peak + r + i, s.total + r + i);
+      }
+      for (int64_t d = 0; d < a.v_dim; d += kPanel) {
+        const bool direct = !packed && a.v_dim - d >= kPanel;
+        f32_rows<true>(mr, s.scores, kKvBlock, 1, direct ? values + d : s.values + d * kKvBlock,
+                       direct ? a.v_stride[2] : kPanel, count, s.out + r * v_pad + d, v_pad);
       }
     }
   }
@@ -111,6 +119,7 @@ static void attention_heads(const AttentionArgs& a, const ParallelFor& pool, voi
   int64_t block = kQBlock;
   while (block > kF32Rows && a.batch * a.kv_heads * ((rows + block - 1) / block) < 2 * pool.workers) block -= kF32Rows;
   const int64_t blocks = (rows + block - 1) / block;
+  block = ((rows + blocks - 1) / blocks + kF32Rows - 1) / kF32Rows * kF32Rows;  // of equal height
   const int64_t grain = 1 + kGrainMacs / (1 + block * a.kv_len * (a.dim + a.v_dim));
   parallel(pool, a.batch * a.kv_heads * blocks, grain, [&](int64_t begin, int64_t end, int worker) {
     AttentionScratch s;
@@ -119,7 +128,7 @@ static void attention_heads(const AttentionArgs& a, const ParallelFor& pool, voi
     s.q = at, at += kQBlock * a.dim;
     s.keys = at, at += kKvBlock * a.dim;
     s.values = at, at += kKvBlock * v_pad;
-    s.scores = at, at += kQBlock * kKvBlock;
+    s.scores = at, at += kF32Rows * kKvBlock;
     s.out = at, at += kQBlock * v_pad;
     s.peak = at, s.total = at + kQBlock;
     for (int64_t unit = begin; unit < end; ++unit) {

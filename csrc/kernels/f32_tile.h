@@ -5,6 +5,7 @@ static void f32_tile(const float* a, int64_t a_m, int64_t a_k, const float* b, i
                      int64_t out_ld) {
   f32x8 acc[kRows][2];
   for (int r = 0; r < kRows; ++r) acc[r][0] = acc[r][1] = splat(0.0f);
+#pragma GCC unroll 2
   for (int64_t k = 0; k < depth; ++k, b += b_k, a += a_k) {
     const f32x8 b0 = load(b), b1 = load(b + 8);
 #pragma GCC unroll 8

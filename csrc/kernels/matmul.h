@@ -1,5 +1,28 @@
 // Product of two activations. B is packed panel by panel into the worker's scratch unless few rows use it.
 
+#if defined(__AVX2__)
+// to[i * kPanel + j] = from[j * stride + i] for i, j < 8.
+EDGEC_INLINE void transpose8(const float* from, int64_t stride, float* to) {
+  __m256 a[8], b[8];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    // Rows i and i + 4 share a register pair: the 128-bit halves are exchanged while loading.
+    const float *low = from + i * stride, *high = from + (i + 4) * stride;
+    a[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)), _mm_loadu_ps(high), 1);
+    a[i + 4] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low + 4)), _mm_loadu_ps(high + 4), 1);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4) {
+    b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]), b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+    b[i + 2] = _mm256_unpacklo_ps(a[i + 2], a[i + 3]), b[i + 3] = _mm256_unpackhi_ps(a[i + 2], a[i + 3]);
+    _mm256_storeu_ps(to + (i + 0) * kPanel, _mm256_shuffle_ps(b[i], b[i + 2], 0x44));
+    _mm256_storeu_ps(to + (i + 1) * kPanel, _mm256_shuffle_ps(b[i], b[i + 2], 0xee));
+    _mm256_storeu_ps(to + (i + 2) * kPanel, _mm256_shuffle_ps(b[i + 1], b[i + 3], 0x44));
+    _mm256_storeu_ps(to + (i + 3) * kPanel, _mm256_shuffle_ps(b[i + 1], b[i + 3], 0xee));
+  }
+}
+#endif
+
 // Panel of 16 columns from column n: to[k][16], zeros beyond `valid` columns.
 static void pack_panel(const float* b, int64_t b_k, int64_t b_n, int64_t depth, int64_t valid, float* to) {
   if (b_n == 1) {
@@ -9,9 +32,18 @@ static void pack_panel(const float* b, int64_t b_k, int64_t b_n, int64_t depth, 
     }
     return;
   }
+  int64_t done = 0;
+#if defined(__AVX2__)
+  if (b_k == 1 && valid == kPanel) {
+    for (; done + 8 <= depth; done += 8) {
+      transpose8(b + done, b_n, to + done * kPanel);
+      transpose8(b + 8 * b_n + done, b_n, to + done * kPanel + 8);
+    }
+  }
+#endif
   for (int64_t n = 0; n < kPanel; ++n) {
     const float* from = b + n * b_n;
-    for (int64_t k = 0; k < depth; ++k) to[k * kPanel + n] = n < valid ? from[k * b_k] : 0.0f;
+    for (int64_t k = done; k < depth; ++k) to[k * kPanel + n] = n < valid ? from[k * b_k] : 0.0f;
   }
 }
 
@@ -51,13 +83,16 @@ static void matmul_tiles(const MatmulArgs& args, const ParallelFor& pool, void* 
       const int64_t valid = args.n - p * kPanel < kPanel ? args.n - p * kPanel : kPanel;
       const int64_t first = chunk * u.chunk_rows;
       const int64_t last = first + u.chunk_rows < args.m ? first + u.chunk_rows : args.m;
-      const bool direct = args.b_n == 1 && valid == kPanel && last - first <= kF32Rows;
+      // Few rows: read in place, for packing would cost more than it saves.
+      const bool direct = args.b_n == 1 && valid == kPanel && last - first <= 2 * kF32Rows;
       if (!direct) pack_panel(b, args.b_k, args.b_n, args.k, valid, panel);
       const int64_t tiles = (last - first + kF32Rows - 1) / kF32Rows;
       for (int64_t t = 0; t < tiles; ++t) {
         const int64_t row = first + t * (last - first) / tiles, rows = first + (t + 1) * (last - first) / tiles - row;
+        const bool whole = valid == kPanel && args.alpha == 1.0f;
         f32_rows<false>(rows, a + row * args.a_m, args.a_m, args.a_k, direct ? b : panel, direct ? args.b_k : kPanel,
-                        args.k, sums, kPanel);
+                        args.k, whole ? y + row * args.y_m : sums, whole ? args.y_m : kPanel);
+        if (whole) continue;
         for (int64_t r = 0; r < rows; ++r) {
           float* to = y + (row + r) * args.y_m;
           store_n(to, load(sums + r * kPanel) * args.alpha, valid);

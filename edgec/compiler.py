@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from edgec.ir.dims import evaluate, format_dim, substitute
 from edgec.ir.node import Graph, Node
 from edgec.ir.text import print_graph
 from edgec.ir.verify import verify
+from edgec.testing.inputs import input_ranges
 
 PHASES = ("import", "rewrite", "quantize", "lower", "write")
 WEIGHTS = ("int4", "int8", "fp32")
@@ -89,6 +91,8 @@ class Build:
         self.started = time.perf_counter()
         self.report = BuildReport(options=asdict(options) | {"dims": dict(options.dims)})
         self.graph: Graph | None = None
+        self.source: dict[str, str] | None = None  # the model's file name and SHA-256
+        self.ranges: dict[str, tuple[int, int]] = {}
         self._dumped = 0
         if self.dump_ir is not None:
             try:
@@ -117,7 +121,10 @@ class Build:
             self.graph = model
         else:
             self.graph = frontend.load(model, dims=self.options.dims, constants=constants or {})
+            if isinstance(model, (str, os.PathLike)):
+                self.source = {"name": Path(model).name, "sha256": _sha256(model)}
         verify(self.graph)
+        self.ranges = input_ranges(self.graph)
         self.dump("import", self.graph)
         self._done()
         return self.graph
@@ -191,7 +198,8 @@ class Build:
         manifest = {
             "edgec": edgec.__version__,
             "target": {"name": t.name, "triple": t.triple, "cpu": t.cpu, "features": list(t.requires)},
-            "inputs": [_describe(n["name"], n) for n in self.graph.inputs],
+            "source": self.source,
+            "inputs": [_describe(n["name"], n, self.ranges.get(n["name"])) for n in self.graph.inputs],
             "outputs": [_describe(name, n) for name, n in self.graph.outputs],
             "symbols": {k: list(v) for k, v in self.graph.symbols.items()},
             "options": r.options,
@@ -200,6 +208,7 @@ class Build:
                 "tuned_share": r.tuned_share,
                 "weight_bits": r.weight_bits,
                 "macs": r.macs,
+                "sample": r.sample,
             },
         }
         pieces = ((ALIGN, blob.load()) for blob in low.blobs)
@@ -222,12 +231,15 @@ class Build:
             self.report.arena_bytes, self.report.values_bytes = memory["arena_bytes"], memory["temp_bytes"]
 
 
-def _describe(name: str, node: Node) -> dict:
-    return {
-        "name": name,
-        "dtype": node.dtype,
-        "shape": [format_dim(d) for d in node.shape],
-    }
+def _describe(name: str, node: Node, bounds: tuple[int, int] | None = None) -> dict:
+    """A port of the manifest; range: the integers that an input can be (inside the table that it indexes)."""
+    port: dict[str, Any] = {"name": name, "dtype": node.dtype, "shape": [format_dim(d) for d in node.shape]}
+    return port if bounds is None else port | {"range": list(bounds)}
+
+
+def _sha256(path: str | os.PathLike) -> str:
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def sample_dims(graph: Graph, size: int = 64) -> dict[str, int]:

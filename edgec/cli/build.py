@@ -103,13 +103,15 @@ def build(
             progress=progress,
         )
         check = None
-        if report.stopped_after is None and not no_check:
+        if report.path:
+            _memory(report)
+        if report.path and not no_check:
             progress("check", time.perf_counter() - start)
             check = _check(model, out, constants, calib)
     found = report.to_dict() | {"check": check, "seconds": time.perf_counter() - start}
     if common.json:
         print_json(found)
-    elif report.stopped_after is None:
+    elif report.path:
         _show(found, out)
     else:
         print(f"stopped after {report.stopped_after}: nothing is written" + (f" but {dump_ir}" if dump_ir else ""))
@@ -157,6 +159,19 @@ def _progress(quiet: bool) -> Iterator[Any]:
                 status.update(phase)
 
             yield show
+
+
+def _memory(report) -> None:
+    """Fills in the memory that the artifact needs at the report's sample of sizes, if it can be loaded here."""
+    import edgec
+
+    try:
+        needed = edgec.load(report.path, threads=1).memory(report.sample)
+    except EdgecError as error:
+        if error.code not in ("EC1506", "EC1603", "EC1604"):
+            raise
+        return
+    report.arena_bytes, report.values_bytes = needed["arena_bytes"], needed["temp_bytes"]
 
 
 def _check(model: Path, artifact: Path, consts: dict, calib: Path | None) -> dict[str, Any]:

@@ -15,8 +15,14 @@ TOLERANCE = {"fp32": 1e-3, "int8": 0.05, "int4": 0.2}
 class Source:
     """The ONNX model that an artifact was built from. `by` says what runs it."""
 
-    def __init__(self, path: Path, consts: Mapping[str, Any] | None = None, reference: bool = False) -> None:
-        """reference: use the IR's numpy evaluator though onnxruntime is installed."""
+    def __init__(
+        self,
+        path: Path,
+        consts: Mapping[str, Any] | None = None,
+        reference: bool = False,
+        content: bytes | None = None,
+    ) -> None:
+        """reference: use the IR's numpy evaluator though onnxruntime is installed. content: see onnxruntime_session."""
         import importlib.util
 
         self.consts = dict(consts or {})
@@ -26,7 +32,7 @@ class Source:
             from edgec.cli.sampling import onnxruntime_session
 
             self.by = "onnxruntime"
-            self._session = onnxruntime_session(path, 0)
+            self._session = onnxruntime_session(path, content=content)
             self.inputs = {i.name for i in self._session.get_inputs()}
             self.outputs = [o.name for o in self._session.get_outputs()]
         else:

@@ -107,15 +107,22 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def onnxruntime_session(path: Path, threads: int):
-    """An onnxruntime session of the model on the CPU. Raises EC1103 where it does not load it."""
+def onnxruntime_session(path: Path, threads: int = 0, content: bytes | None = None):
+    """An onnxruntime session of the model on the CPU. Raises EC1103 where it does not load it.
+
+    threads: 0 for its own choice. content: the model, if it is not what stands at `path`; external data is beside that.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    if content is not None:
+        folder = str(path.resolve().parent)
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        model = str(path) if content is None else content
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its own exceptions have no common base
         reason = str(error).splitlines()[0]
         raise EdgecError("EC1103", f"onnxruntime does not load it: {reason}", str(path)) from None

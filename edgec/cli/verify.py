@@ -76,8 +76,8 @@ def verify(
     if layers:
         from edgec.cli.layers import compare_layers
 
-        out["layers"] = compare_layers(session.manifest, against, consts, trials[0][1][2], limit)
-        holds = holds and out["layers"]["first"] is None
+        out["layers"] = compare_layers(session.manifest, against, consts, trials[0][1][2], limit, source.by)
+        out["ok"] = holds = holds and out["layers"]["first"] is None
     if common.json:
         print_json(out)
     else:

@@ -1,0 +1,124 @@
+"""Which op departs first: a build with every value as an output beside the source with the same values as outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_PREFIX = "edgec.layer."
+
+
+def compare_layers(
+    manifest: Mapping[str, Any], model: Path, consts: Mapping[str, Any], feeds: Mapping[str, Any], limit: float, by: str
+) -> dict[str, Any]:
+    """{"layers": [{node, op, max_abs, relative, cosine}], "first": the first of them beyond the limit or None}.
+
+    The artifact's own code has no intermediates to look at: the source is built again with the artifact's options, each
+    value that stands for an ONNX node's result being an output.
+    """
+    import tempfile
+
+    import edgec
+    from edgec.cli import compare
+    from edgec.compiler import Build, Options
+
+    options = manifest.get("options") or {}
+    dims = {k: tuple(v) if isinstance(v, list) else v for k, v in (options.get("dims") or {}).items()}
+    job = Build(Options(**{**options, "dims": dims}))
+    job.load(model, constants=dict(consts))
+    job.rewrite()
+    job.quantize()
+    source = _outputs_of_nodes(model)
+    kept = _kept(job.graph, source)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "layers.edgec"
+        job.graph = _with_outputs(job.graph, kept)
+        job.lower()
+        job.write(out)
+        got = edgec.load(out)(**feeds)
+        want = _source_values(model, consts, feeds, [value for _, _, value in kept.values()], by)
+    rows = []
+    for key, (node, name, value) in kept.items():
+        if value in want and want[value].shape == got[key].shape:
+            rows.append({"node": name, "op": node.op, **compare.errors(got[key], want[value])})
+    first = next((r for r in rows if not r["relative"] <= limit), None)
+    return {"layers": rows, "first": first}
+
+
+def _outputs_of_nodes(model: Path) -> dict[str, tuple[int, str]]:
+    """ONNX node name -> (its place in the graph, its first output)."""
+    import onnx
+
+    graph = onnx.load(str(model), load_external_data=False).graph
+    return {n.name: (i, n.output[0]) for i, n in enumerate(graph.node) if n.name and n.output and n.output[0]}
+
+
+def _kept(graph, source: Mapping[str, tuple[int, str]]) -> dict[str, tuple[Any, str, str]]:
+    """Output name -> (IR node, ONNX node, ONNX value): for each ONNX node the last IR node that it ends in."""
+    last: dict[str, Any] = {}
+    for node in graph.nodes():
+        if node.op in ("constant", "input", "pack", "iota", "dim_value") or not hasattr(node.type, "shape"):
+            continue
+        names = [n for n in graph.origins.get(node, ()) if n in source]
+        if names:
+            last[max(names, key=lambda n: source[n][0])] = node
+    outputs = {node for _, node in graph.outputs}
+    ordered = sorted(last, key=lambda n: source[n][0])
+    return {
+        f"{_PREFIX}{i}": (last[name], name, source[name][1])
+        for i, name in enumerate(ordered)
+        if last[name] not in outputs
+    }
+
+
+def _with_outputs(graph, kept: Mapping[str, tuple[Any, str, str]]):
+    from edgec.ir.node import Graph
+
+    more = tuple((key, node) for key, (node, _, _) in kept.items())
+    return Graph(graph.inputs, (*graph.outputs, *more), graph.symbols, graph.name, graph.origins)
+
+
+def _source_values(
+    model: Path, consts: Mapping[str, Any], feeds: Mapping[str, Any], values: list[str], by: str
+) -> dict[str, Any]:
+    """The values of these names, from the source run by onnxruntime, or by the reference evaluator."""
+    import onnx
+
+    from edgec.cli import compare
+
+    proto = onnx.load(str(model), load_external_data=False)
+    have = {o.name for o in proto.graph.output}
+    proto.graph.output.extend(onnx.ValueInfoProto(name=v) for v in dict.fromkeys(values) if v not in have)
+    if by != "onnxruntime":
+        return _reference_values(model, consts, feeds, values)
+    return compare.Source(model, consts, content=proto.SerializeToString()).run(feeds)
+
+
+def _reference_values(model: Path, consts: Mapping[str, Any], feeds: Mapping[str, Any], values: list[str]) -> dict:
+    from edgec import frontend
+    from edgec.ir.evaluate import run
+
+    graph = frontend.load(model, constants=dict(consts))
+    source = _outputs_of_nodes(model)
+    found: dict[str, Any] = {}
+    kept = {node: value for node, _, value in _kept(graph, source).values() if value in values}
+
+    def watch(node, value):
+        if node in kept:
+            found[kept[node]] = value
+
+    run(graph, {n["name"]: feeds[n["name"]] for n in graph.inputs}, watch)
+    return found
+
+
+def show(layers: dict[str, Any]) -> None:
+    from edgec.cli.common import table
+
+    rows = [
+        (r["node"], r["op"], f"{r['max_abs']:.3g}", f"{r['relative']:.3g}", f"{r['cosine']:.6f}")
+        for r in layers["layers"]
+    ]
+    table(("source node", "op", "max error>", "relative>", "cosine>"), rows)
+    first = layers["first"]
+    print(f"first op that departs: {first['node']} ({first['op']})" if first else "no intermediate departs")

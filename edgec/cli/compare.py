@@ -12,6 +12,12 @@ from edgec.errors import EdgecError
 TOLERANCE = {"fp32": 1e-3, "int8": 0.05, "int4": 0.2}
 
 
+# onnxruntime's names of the types that a constant given as a number may have to become
+_NUMPY = {f"tensor({k})": v for k, v in {"float": "float32", "double": "float64", "bool": "bool"}.items()}
+_NUMPY |= {f"tensor({sign}int{n})": f"{sign}int{n}" for sign in ("", "u") for n in (8, 16, 32, 64)}
+_NUMPY["tensor(float16)"] = "float16"
+
+
 class Source:
     """The ONNX model that an artifact was built from. `by` says what runs it."""
 
@@ -35,6 +41,8 @@ class Source:
             self._session = onnxruntime_session(path, content=content)
             self.inputs = {i.name for i in self._session.get_inputs()}
             self.outputs = [o.name for o in self._session.get_outputs()]
+            kinds = {i.name: _NUMPY.get(i.type) for i in self._session.get_inputs()}
+            self.consts = {k: v.astype(kinds.get(k) or v.dtype) for k, v in self.consts.items()}
         else:
             from edgec import frontend
 

@@ -108,10 +108,7 @@ def _show(found: dict[str, Any]) -> None:
             ("needs", ", ".join(target.get("features", [])) or None),
             ("options", ", ".join(f"{k}={v}" for k, v in options.items() if v not in ({}, None)) or None),
             ("dims", ", ".join(f"{k} {_bounds(v)}" for k, v in (found.get("symbols") or {}).items()) or None),
-            (
-                "memory",
-                memory and f"{bytes_text(memory['arena_bytes'])} peak, {bytes_text(memory['temp_bytes'])} in all",
-            ),
+            ("memory", memory and "{} peak, {} without reuse".format(*map(bytes_text, memory))),
             ("tuned", f"{report['tuned_share']:.1%} of {report['macs']} MACs" if "tuned_share" in report else None),
             ("note", found.get("note")),
         )

@@ -257,6 +257,8 @@ class Importer:
         for output in node.outputs:
             self.values[output] = POISON
         if any(i is POISON for i in inputs):
+            if reason := self._unknown(node, domain, version):
+                self.problems.append((False, f"{where}: {reason}"))
             return
         try:
             call = Call(self, node, inputs, self._attrs(node), version)
@@ -331,20 +333,31 @@ class Importer:
                 raise Unsupported(f"its output {name!r}")
         return [results.get(name) for name in names]
 
-    def _body(self, call: Call, domain: str) -> onnx.FunctionProto:
-        """ONNX's own definition of an op in terms of others."""
-        node, version = call.node, call.version
+    def _unknown(self, node: ir.Node, domain: str, version: int) -> str | None:
+        """Why no inputs could make this node's op importable; None where some may."""
+        key = (node.domain, node.op_type, node.overload)
+        if key in self.model.functions or (domain, node.op_type, "") in self.model.functions:
+            return None
+        if (domain, node.op_type) in TABLE:
+            return None
         try:
             schema = onnx.defs.get_schema(node.op_type, version, domain)
         except onnx.defs.SchemaError:
-            raise Unsupported(
-                f"edgec knows no op {node.op_type!r} of " + (f"the domain {domain!r}" if domain else "ONNX")
-            ) from None
+            return f"edgec knows no op {node.op_type!r} of " + (f"the domain {domain!r}" if domain else "ONNX")
+        defined = schema.has_function or schema.has_context_dependent_function
+        return None if defined else "edgec has no importer for this op"
+
+    def _body(self, call: Call, domain: str) -> onnx.FunctionProto:
+        """ONNX's own definition of an op in terms of others."""
+        node, version = call.node, call.version
+        if reason := self._unknown(node, domain, version):
+            raise Unsupported(reason)
+        schema = onnx.defs.get_schema(node.op_type, version, domain)
         try:
             if schema.has_function:
                 versions = [v for v in schema.function_opset_versions if v <= version] or schema.function_opset_versions
                 text = schema.get_function_with_opset_version(max(versions))
-            elif schema.has_context_dependent_function:
+            else:
                 usable = schema.context_dependent_function_opset_versions
                 versions = [v for v in usable if v <= version] or usable
                 types = [_type_proto(i).SerializeToString() for i in call.inputs]
@@ -356,8 +369,6 @@ class Importer:
                 text = schema.get_context_dependent_function_with_opset_version(
                     max(versions), proto.SerializeToString(), types
                 )
-            else:
-                raise Unsupported("edgec has no importer for this op")
             proto = onnx.FunctionProto.FromString(text)
         except (RuntimeError, TypeError) as error:
             raise Unsupported(f"its definition cannot be expanded ({error})") from None

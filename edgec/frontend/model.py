@@ -47,6 +47,8 @@ def parse(source: str | os.PathLike | onnx.ModelProto) -> onnx.ModelProto:
         except Exception as error:
             reason = "the file is empty" if not content else f"it does not parse as one ({error})"
             raise EdgecError("EC1101", reason, where, "Check that it was downloaded whole") from None
+        if not content:
+            raise EdgecError("EC1101", "the file is empty", where, "Check that it was downloaded whole")
     if not proto.HasField("graph") or not (proto.graph.node or proto.graph.output) or not proto.opset_import:
         reason = "it holds no graph" if proto.opset_import else "it names no opset"
         raise EdgecError("EC1101", reason, where, "Check that it is an ONNX model and was downloaded whole")

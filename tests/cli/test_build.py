@@ -160,8 +160,7 @@ def test_bad_models_leave_nothing_and_harm_nothing(edgec, mlp_onnx, tmp_path, ki
     (tmp_path / "out.edgec").write_bytes(b"what was here before")
     done = edgec("build", "bad.onnx", "-o", "out.edgec")
     assert done.status == 1
-    message = done.err.splitlines()[-1]
-    assert message.startswith("error: EC1") and says in message
+    assert "\nerror: EC1" in done.err and says in done.err
     assert (tmp_path / "out.edgec").read_bytes() == b"what was here before"
     assert {p.name for p in tmp_path.iterdir()} == {"bad.onnx", "out.edgec"}
     assert edgec("build", "bad.onnx", "--json").json["error"]["code"].startswith("EC1")

@@ -47,8 +47,9 @@ class Options:
 class BuildReport:
     """What a build did. Sizes in bytes, times in seconds, shares of 1.
 
-    weights: per quantized or packed weight: name, shape, bits, group, bytes, error. tuned_share: of all
-    multiply-accumulates, the share that hand-written kernels and convolution templates run (symbols at `sample`).
+    weights: per weight that quantization looked at: name, role, shape, bits, group, bytes, relative error, reason.
+    tuned_share: of all multiply-accumulates, the share that hand-written kernels and convolution templates run
+    (symbols at `sample`).
     arena_bytes and values_bytes: peak of the arena, and the sum of all values, at `sample`.
     """
 
@@ -146,13 +147,28 @@ class Build:
         if o.weights == "fp32":
             self._done()
             return self.graph
+        from edgec import rewrites
+        from edgec.rewrites.quantize import Options as Choices
         from edgec.rewrites.quantize import quantize
 
-        self.graph, self.report.weights = quantize(
-            self.graph, weights=o.weights, group=o.group, activations=o.activations
-        )
+        used: list = []
+        phase = quantize(Choices(weights=o.weights, group=o.group, activations=o.activations), used)
+        self.graph = rewrites.run(self.graph, [phase], dump=self.dump)
         verify(self.graph)
-        self.dump("quantize", self.graph)
+        self.report.weights = [
+            {
+                "name": c.name,
+                "role": c.role,
+                "shape": list(c.shape),
+                "bits": c.bits,
+                "group": c.group,
+                "zero": c.zero,
+                "bytes": c.nbytes,
+                "error": c.relative_error,
+                "reason": c.reason,
+            }
+            for c in used[0].report()
+        ]
         self._done()
         return self.graph
 
@@ -269,8 +285,8 @@ def build(
     """Compiles an ONNX model into an artifact.
 
     model: path of an .onnx file, a ModelProto or an IR graph. dims: symbol -> size, (low, high), or another symbol's
-    name. constants: values of inputs that are fixed at build. out: default the model's name with .edgec. stop_after: one
-    of PHASES; nothing is written unless it is the last. Raises EdgecError; a failed build leaves nothing behind.
+    name. constants: values of inputs that are fixed at build. out: default the model's name with .edgec. stop_after:
+    one of PHASES; nothing is written unless it is the last. Raises EdgecError; a failed build leaves nothing behind.
     """
     if stop_after is not None and stop_after not in PHASES:
         raise EdgecError("EC1001", f"{stop_after!r} is none of {', '.join(PHASES)}", "--stop-after")

@@ -22,6 +22,7 @@ def compare_layers(
     import edgec
     from edgec.cli import compare
     from edgec.compiler import Build, Options
+    from edgec.frontend.values import outputs_of_nodes
 
     options = manifest.get("options") or {}
     dims = {k: tuple(v) if isinstance(v, list) else v for k, v in (options.get("dims") or {}).items()}
@@ -29,7 +30,7 @@ def compare_layers(
     job.load(model, constants=dict(consts))
     job.rewrite()
     job.quantize()
-    source = _outputs_of_nodes(model)
+    source = outputs_of_nodes(model)
     kept = _kept(job.graph, source)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "layers.edgec"
@@ -44,14 +45,6 @@ def compare_layers(
             rows.append({"node": name, "op": node.op, **compare.errors(got[key], want[value])})
     first = next((r for r in rows if not r["relative"] <= limit), None)
     return {"layers": rows, "first": first}
-
-
-def _outputs_of_nodes(model: Path) -> dict[str, tuple[int, str]]:
-    """ONNX node name -> (its place in the graph, its first output)."""
-    import onnx
-
-    graph = onnx.load(str(model), load_external_data=False).graph
-    return {n.name: (i, n.output[0]) for i, n in enumerate(graph.node) if n.name and n.output and n.output[0]}
 
 
 def _kept(graph, source: Mapping[str, tuple[int, str]]) -> dict[str, tuple[Any, str, str]]:
@@ -83,24 +76,21 @@ def _source_values(
     model: Path, consts: Mapping[str, Any], feeds: Mapping[str, Any], values: list[str], by: str
 ) -> dict[str, Any]:
     """The values of these names, from the source run by onnxruntime, or by the reference evaluator."""
-    import onnx
-
     from edgec.cli import compare
+    from edgec.frontend.values import with_outputs
 
-    proto = onnx.load(str(model), load_external_data=False)
-    have = {o.name for o in proto.graph.output}
-    proto.graph.output.extend(onnx.ValueInfoProto(name=v) for v in dict.fromkeys(values) if v not in have)
     if by != "onnxruntime":
         return _reference_values(model, consts, feeds, values)
-    return compare.Source(model, consts, content=proto.SerializeToString()).run(feeds)
+    return compare.Source(model, consts, content=with_outputs(model, values)).run(feeds)
 
 
 def _reference_values(model: Path, consts: Mapping[str, Any], feeds: Mapping[str, Any], values: list[str]) -> dict:
     from edgec import frontend
+    from edgec.frontend.values import outputs_of_nodes
     from edgec.ir.evaluate import run
 
     graph = frontend.load(model, constants=dict(consts))
-    source = _outputs_of_nodes(model)
+    source = outputs_of_nodes(model)
     found: dict[str, Any] = {}
     kept = {node: value for node, _, value in _kept(graph, source).values() if value in values}
 

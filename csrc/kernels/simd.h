@@ -18,11 +18,13 @@ EDGEC_INLINE i32x8 bits(f32x8 v) { return reinterpret_cast<i32x8>(v); }
 EDGEC_INLINE f32x8 from_bits(i32x8 v) { return reinterpret_cast<f32x8>(v); }
 EDGEC_INLINE f32x8 to_float(i32x8 v) { return __builtin_convertvector(v, f32x8); }
 EDGEC_INLINE f32x8 choose(i32x8 mask, f32x8 a, f32x8 b) { return from_bits((bits(a) & mask) | (bits(b) & ~mask)); }
-// a > b ? a : b, so that a NaN in a is dropped.
+// a > b ? a : b (a < b ? a : b), so that a NaN in a is dropped.
 #if defined(__AVX2__)
 EDGEC_INLINE f32x8 vmax(f32x8 a, f32x8 b) { return _mm256_max_ps(a, b); }
+EDGEC_INLINE f32x8 vmin(f32x8 a, f32x8 b) { return _mm256_min_ps(a, b); }
 #else
 EDGEC_INLINE f32x8 vmax(f32x8 a, f32x8 b) { return a > b ? a : b; }
+EDGEC_INLINE f32x8 vmin(f32x8 a, f32x8 b) { return a < b ? a : b; }
 #endif
 EDGEC_INLINE f32x8 vabs(f32x8 v) { return from_bits(bits(v) & 0x7fffffff); }
 EDGEC_INLINE float sum(f32x8 v) { return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7])); }

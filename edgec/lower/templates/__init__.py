@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edgec.lower.templates import conv, conv_transpose, pool, rows
+from edgec.lower.templates import conv, conv_transpose, pool, resize, rows
 from edgec.lower.templates import map as map_
 
 TEMPLATES: dict[str, Callable] = {
@@ -13,10 +13,12 @@ TEMPLATES: dict[str, Callable] = {
     "conv": conv.build,
     "conv_transpose": conv_transpose.build,
     "pool": pool.build,
+    "resize": resize.build,
 }
 # why a template can't compute a node of its kind, or None
 SUPPORTS: dict[str, Callable] = {
     "conv": conv.supports,
     "conv_transpose": conv_transpose.supports,
     "pool": pool.supports,
+    "resize": resize.supports,
 }

@@ -6,7 +6,9 @@ large table gets an int8 table. What is tiny stays float, what int4 would hurt g
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -15,7 +17,7 @@ import numpy as np
 from edgec.errors import EdgecError
 from edgec.ir.node import Data, Graph, Node, constant
 from edgec.ir.types import Quantized, TensorType
-from edgec.rewrites.engine import Match, Phase, Rule, rule
+from edgec.rewrites.engine import Match, Phase, Rule, rule, run
 from edgec.rewrites.examples import f32, i64, weights
 from edgec.rewrites.movement import reshaped
 from edgec.rewrites.pattern import b, const, optional, p, var
@@ -24,7 +26,8 @@ MODES = ("fp32", "int8", "int4")
 TINY = 4096  # weights of fewer elements gain nothing: the call costs more than reading them
 NARROW = 16  # neither N nor K below this
 TABLE = 1 << 16  # elements from which a gathered table is worth 8 bits
-LOW_SNR_DB = 13.0  # int4 below this signal-to-noise ratio becomes int8 (a normal distribution at group 32 has 20 dB)
+LOW_SNR_DB = 17.0  # int4 below this signal-to-noise ratio becomes int8 (a normal distribution at group 32 has 20 dB)
+LOW_SNR_8_DB = 25.0  # int8 below this stays float (a normal distribution at group 128 has 44 dB)
 CONV_CHANNELS = 256  # a 1x1 convolution of fewer channels would lose more to the transposes than int4 gains
 
 
@@ -72,9 +75,13 @@ class Choice:
     nbytes: int
     reason: str = ""
 
-    @property
-    def relative_error(self) -> float:
-        return 0.0 if math.isinf(self.snr_db) else 10 ** (-self.snr_db / 20)
+    def as_dict(self) -> dict:
+        """For JSON: numbers that are not finite are None."""
+        found = dataclasses.asdict(self)
+        found["bytes"] = found.pop("nbytes")
+        found["shape"] = list(self.shape)
+        found["snr_db"] = round(self.snr_db, 2) if math.isfinite(self.snr_db) else None
+        return found
 
 
 # --- the numbers ---------------------------------------------------------------------------------------------------
@@ -140,9 +147,7 @@ def quantize_array(w: np.ndarray, encoding: Quantized, importance=None, threads:
         from edgec import kernels
     except ImportError:
         return quantize_reference(w, encoding.bits, encoding.group, not encoding.zero, importance)
-    import os
-
-    threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     w = np.ascontiguousarray(w, dtype=np.float32)
     return kernels.quantize(w, encoding.bits, encoding.group, not encoding.zero, True, importance, threads)
 
@@ -161,10 +166,13 @@ def encoded(data: Data, encoding: Quantized, importance=None, threads: int = 0) 
         value = q[part].astype(np.float32)
         if zero is not None:
             value -= zero[part][:, index]
-        value *= scale[part].astype(np.float32)[:, index]
+        with np.errstate(all="ignore"):
+            value *= scale[part].astype(np.float32)[:, index]
         noise += float(np.square(value - w[part], dtype=np.float64).sum())
         signal += float(np.square(w[part], dtype=np.float64).sum())
-    return new, math.inf if noise == 0 else 10 * math.log10(max(signal, 1e-300) / noise)
+    if not math.isfinite(noise) or noise == 0:
+        return new, math.inf if noise == 0 else -math.inf  # a scale that left f16
+    return new, 10 * math.log10(max(signal, 1e-300) / noise)
 
 
 def nbytes(shape: tuple[int, ...], encoding: Quantized | None) -> int:
@@ -189,6 +197,12 @@ def _after_norm(x: Node) -> np.ndarray | None:
     if bias is not None and bias.op == "constant" and bias.shape == gain.shape:
         square = square + np.square(bias["data"].array(), dtype=np.float32)
     return square if np.isfinite(square).all() and square.max() > 0 else None
+
+
+def _finite(w: np.ndarray) -> bool:
+    """Whether all numbers are finite; in blocks of rows, for large tables."""
+    rows = max(1, (1 << 22) // max(w.shape[1], 1))
+    return all(bool(np.isfinite(w[i : i + rows]).all()) for i in range(0, w.shape[0], rows))
 
 
 # --- the policy ----------------------------------------------------------------------------------------------------
@@ -241,21 +255,19 @@ class Quantizer:
             return keep("the table is small")
         if role != "embedding" and (n * k < TINY or min(n, k) < NARROW):
             return keep("too small to gain")
-        importance = self._importance.get(data.key)
-        eight = Quantized(8, self._group(k))
-        if role != "linear" or options.weights == "int8":
-            new, snr = encoded(data, eight, importance, options.threads)
-            if (not math.isfinite(snr) and snr < 0) or math.isnan(snr):
-                return keep("it holds numbers that are not finite")
-            return as_chosen(new, snr, "" if options.weights == "int8" else "embeddings are read in 8 bits")
-        new, snr = self._four_bits(data, importance)
-        if math.isnan(snr):
+        if not _finite(data.array()):
             return keep("it holds numbers that are not finite")
-        if snr < LOW_SNR_DB:
+        importance = self._importance.get(data.key)
+        why = "embeddings are read in 8 bits" if role != "linear" and options.weights == "int4" else ""
+        if role == "linear" and options.weights == "int4":
+            new, snr = self._four_bits(data, importance)
+            if snr >= LOW_SNR_DB:
+                return as_chosen(new, snr)
             why = f"int4 would leave {snr:.1f} dB"
-            new, snr = encoded(data, eight, importance, options.threads)
-            return as_chosen(new, snr, why)
-        return as_chosen(new, snr)
+        new, snr = encoded(data, Quantized(8, self._group(k)), importance, options.threads)
+        if snr < LOW_SNR_8_DB:
+            return keep(f"int8 would leave {snr:.1f} dB")
+        return as_chosen(new, snr, why)
 
     def _group(self, k: int) -> int:
         """The largest group of 8-bit weights up to the table's that wastes no scale on a tail."""
@@ -351,15 +363,26 @@ def _pointwise(c: int, n: int, stride: int = 1, residual: bool = False) -> Node:
     return b.conv(f32("x", 1, c, 3, 2), weights(n, c, 1, 1, scale=0.1), weights(n), r, **attrs)
 
 
-def quantize(options: Options | None = None, keep: list[Quantizer] | None = None) -> Phase:
+def quantize_phase(options: Options, keep: list[Quantizer] | None = None) -> Phase:
     """The phase. The Quantizer that it used, with the report, is appended to `keep`."""
 
     def rules(graph: Graph) -> list[Rule]:
         from edgec.rewrites.phases import CANONICAL
 
-        quantizer = Quantizer(options or Options(), graph)
+        quantizer = Quantizer(options, graph)
         if keep is not None:
             keep.append(quantizer)
         return [*CANONICAL, *quantizer.rules()]
 
     return Phase("quantize", rules)
+
+
+def quantize(graph: Graph, **options) -> tuple[Graph, list[dict]]:
+    """The graph with its weights quantized (Options' fields as arguments), and what became of each weight, the largest
+    first: name, role, shape, bits, group, zero, snr_db (None: as it was), bytes and reason.
+
+    Raises EdgecError EC1001 where an option is not one of those it can be.
+    """
+    keep: list[Quantizer] = []
+    graph = run(graph, [quantize_phase(Options(**options), keep)])
+    return graph, [c.as_dict() for c in keep[0].report()]

@@ -47,7 +47,7 @@ class Options:
 class BuildReport:
     """What a build did. Sizes in bytes, times in seconds, shares of 1.
 
-    weights: per weight that quantization looked at: name, role, shape, bits, group, bytes, relative error, reason.
+    weights: per weight that quantization looked at: name, role, shape, bits, group, bytes, snr_db, reason.
     tuned_share: of all multiply-accumulates, the share that hand-written kernels and convolution templates run
     (symbols at `sample`).
     arena_bytes and values_bytes: peak of the arena, and the sum of all values, at `sample`.
@@ -147,28 +147,13 @@ class Build:
         if o.weights == "fp32":
             self._done()
             return self.graph
-        from edgec import rewrites
-        from edgec.rewrites.quantize import Options as Choices
         from edgec.rewrites.quantize import quantize
 
-        used: list = []
-        phase = quantize(Choices(weights=o.weights, group=o.group, activations=o.activations), used)
-        self.graph = rewrites.run(self.graph, [phase], dump=self.dump)
+        self.graph, self.report.weights = quantize(
+            self.graph, weights=o.weights, group=o.group, activations=o.activations
+        )
         verify(self.graph)
-        self.report.weights = [
-            {
-                "name": c.name,
-                "role": c.role,
-                "shape": list(c.shape),
-                "bits": c.bits,
-                "group": c.group,
-                "zero": c.zero,
-                "bytes": c.nbytes,
-                "error": c.relative_error,
-                "reason": c.reason,
-            }
-            for c in used[0].report()
-        ]
+        self.dump("quantize", self.graph)
         self._done()
         return self.graph
 

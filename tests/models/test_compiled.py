@@ -12,7 +12,6 @@ import pytest
 
 import edgec
 
-pytestmark = pytest.mark.slow
 MODELS = Path(os.environ.get("EDGEC_MODELS", Path.home() / ".cache/edgec-models"))
 Feeds = dict[str, np.ndarray]
 
@@ -65,7 +64,11 @@ def pitch(samples: int) -> Callable[[np.random.Generator], Feeds]:
     def feeds(rng):
         t = np.arange(samples) / 16000
         audio = 0.5 * np.sin(2 * np.pi * (220 + 40 * t) * t) + 0.01 * rng.standard_normal(samples)
-        return {"audio": audio[None].astype(np.float32), "fmin": np.array(46.875, np.float32), "fmax": np.array(2093.75, np.float32)}
+        return {
+            "audio": audio[None].astype(np.float32),
+            "fmin": np.array(46.875, np.float32),
+            "fmax": np.array(2093.75, np.float32),
+        }
 
     return feeds
 

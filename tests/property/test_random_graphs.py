@@ -5,15 +5,12 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnxruntime
-import pytest
 from hypothesis import HealthCheck, given, settings
 from property.onnx_graphs import onnx_graphs
 
 import edgec
 from edgec import frontend
 from edgec.ir import evaluate
-
-pytestmark = pytest.mark.slow
 
 
 def close(got: np.ndarray, want: np.ndarray, who: str) -> None:

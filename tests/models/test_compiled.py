@@ -84,7 +84,7 @@ def file_bytes(batch: int) -> Callable[[np.random.Generator], Feeds]:
 CASES: dict[str, tuple[str, list[Callable[[np.random.Generator], Feeds]]]] = {
     "minilm": ("model.onnx", [bert(1, 16), bert(2, 7), bert(3, 1), bert(1, 128)]),
     "magika": ("model.onnx", [file_bytes(1), file_bytes(3)]),
-    "ppocr-cls": ("ch_ppocr_mobile_v2.0_cls_infer.onnx", [image("x", 1, 3, 48, 192), image("x", 2, 3, 32, 100)]),
+    "ppocr-cls": ("ch_ppocr_mobile_v2.0_cls_infer.onnx", [image("x", 1, 3, 48, 192), image("x", 2, 3, 48, 100)]),
     "ppocr-rec": ("ch_PP-OCRv4_rec_infer.onnx", [image("x", 1, 3, 48, 320), image("x", 2, 3, 48, 72)]),
     "ppocr-det": ("ch_PP-OCRv4_det_infer.onnx", [image("x", 1, 3, 64, 96), image("x", 2, 3, 160, 128)]),
     "eeg-seizure": ("modelB_full.onnx", [image("x", 1, 100, 60), image("x", 3, 100, 17)]),

@@ -64,11 +64,8 @@ def pitch(samples: int) -> Callable[[np.random.Generator], Feeds]:
     def feeds(rng):
         t = np.arange(samples) / 16000
         audio = 0.5 * np.sin(2 * np.pi * (220 + 40 * t) * t) + 0.01 * rng.standard_normal(samples)
-        return {
-            "audio": audio[None].astype(np.float32),
-            "fmin": np.array(46.875, np.float32),
-            "fmax": np.array(2093.75, np.float32),
-        }
+        low, high = (np.array(v, np.float32) for v in (46.875, 2093.75))
+        return {"audio": audio[None].astype(np.float32), "fmin": low, "fmax": high}
 
     return feeds
 

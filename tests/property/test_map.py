@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 pytest.importorskip("tvm")
 from edgec.ir.dims import evaluate, product, symbol
 from edgec.ir.node import constant, make
-from edgec.ir.types import TensorType, numpy_dtype
+from edgec.ir.types import TensorType, dtype_of, numpy_dtype
 from edgec.testing.groups import CompiledGroups, group_of, reference
 
 SETTINGS = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
@@ -183,3 +183,94 @@ def test_random_groups(data):
             (actual,) = compiled.call(index, feeds, dims, cuts)
             (expected,) = reference([node], feeds, dims)
             check(actual, expected, node.dtype)
+
+
+@SETTINGS
+@given(st.data())
+def test_transposes(data):
+    """Whole tiles, tails and rows shorter than a tile, every element size, with work before and after."""
+    compiled, found = CompiledGroups(), []
+    sizes = [1, 7, 8, 9, 16, 23, 33, symbol("n"), symbol("m")]
+    for i in range(8):
+        dtype = data.draw(st.sampled_from(("f32", "f32", "f16", "f64", "u8", "i64", "bool")))
+        x = leaf(f"x{i}", dtype, data.draw(shapes(sizes, 2, 4)))
+        perm = tuple(data.draw(st.permutations(range(x.rank))))
+        y = make("transpose", x, perm=perm)
+        if dtype == "f32" and data.draw(st.booleans()):
+            y = make("add", make("transpose", make("tanh", x), perm=perm), leaf(f"y{i}", dtype, y.shape))
+        found.append((y, compiled.add(group_of("map", [y]))))
+    for y, index in found:
+        for seed in range(2):
+            dims = {"n": data.draw(st.integers(1, 40)), "m": data.draw(st.integers(1, 20))}
+            feeds = feeds_of([y], dims, np.random.default_rng(seed))
+            (actual,) = compiled.call(index, feeds, dims, data.draw(st.lists(st.floats(0, 1), max_size=2)))
+            check(actual, reference([y], feeds, dims)[0], y.dtype)
+
+
+def test_extremes():
+    """Infinities, NaN, signed zeros, the ends of integers, division by zero: as the references have them."""
+    n = symbol("n")
+    compiled, cases = CompiledGroups(), []
+
+    def add(op, arrays, **attrs):
+        operands = [leaf(f"{op}{i}", dtype_of(a.dtype), (n,)) for i, a in enumerate(arrays)]
+        node = make(op, *operands, **attrs)
+        cases.append((node, compiled.add(group_of("map", [node])), dict(zip(operands, arrays, strict=True))))
+
+    for dtype in ("f32", "f64", "f16"):
+        t = numpy_dtype(dtype)
+        special = np.array([0, -0.0, 1, -1, np.inf, -np.inf, np.nan, np.finfo(t).max, np.finfo(t).tiny, 0.5, 1.5, -2.5], t)
+        a, b = (g.ravel().astype(t) for g in np.meshgrid(special, special))
+        for op in (*FLOAT_UNARY, "isnan", "isinf", "sqrt", "rsqrt", "log", "sin", "acosh"):
+            add(op, [special])
+        for op in (*BINARY, *COMPARE, "pow", "fmod", "mod", "atan2"):
+            add(op, [a, b])
+        add("cast", [special], dtype="bool")
+    for dtype in ("i8", "u8", "i32", "u32", "i64", "u64"):
+        t = numpy_dtype(dtype)
+        ends = np.array([np.iinfo(t).min, np.iinfo(t).max, 0, 1, 2, 7, np.iinfo(t).max - 1], t)
+        a, b = (g.ravel() for g in np.meshgrid(ends, ends))
+        for op in (*BINARY, *COMPARE, "mod", "fmod", "bitwise_xor"):
+            add(op, [a, b])
+        for op in ("neg", "abs", "sign", "bitwise_not"):
+            add(op, [ends])
+        for to in ("i8", "u8", "i64", "bool", "f32"):
+            add("cast", [ends], dtype=to)
+        if dtype.startswith("u"):
+            shifts = np.array([0, 1, 7, 8, 31, 32, 63, 64, 200], np.uint64).astype(t)
+            a, b = (g.ravel() for g in np.meshgrid(ends, shifts))
+            add("shift_left", [a, b])
+            add("shift_right", [a, b])
+    for node, index, feeds in cases:
+        dims = {"n": len(next(iter(feeds.values())))}
+        (actual,), (expected,) = compiled.call(index, feeds, dims), reference([node], feeds, dims)
+        try:
+            check(actual, expected, node.dtype)
+        except AssertionError as e:
+            raise AssertionError(f"{node.op} of {node.inputs[0].dtype} to {node.dtype}: {feeds}") from e
+
+
+def test_bf16():
+    """Rounds to even, keeps NaN, computes in f32."""
+    x = np.array([1, 1.00390625, 1.01171875, -3.0, np.nan, np.inf, 3.3e38, 1e-40], np.float32)
+    node = leaf("x", "f32", (len(x),))
+    half = make("cast", node, dtype="bf16")
+    twice = make("cast", make("add", half, half), dtype="f32")
+    compiled = CompiledGroups()
+    for o in (half, twice):
+        index = compiled.add(group_of("map", [o]))
+        actual, expected = compiled.call(index, {node: x})[0], reference([o], {node: x})[0]
+        np.testing.assert_array_equal(actual.astype(np.float32), expected.astype(np.float32))
+        compiled = CompiledGroups()
+
+
+def test_gathers_stay_inside():
+    """An index outside of the axis reads some element of it, never other memory."""
+    x, at = leaf("x", "f32", (5, 3)), leaf("at", "i64", (4,))
+    nodes = [make("gather", x, at, axis=a) for a in (0, 1)]
+    compiled = CompiledGroups()
+    places = [compiled.add(group_of("map", [o])) for o in nodes]
+    feeds = {x: np.arange(15, dtype=np.float32).reshape(5, 3), at: np.array([2**62, -(2**62), 1, -1])}
+    for axis, place in enumerate(places):
+        (actual,) = compiled.call(place, feeds)
+        np.testing.assert_array_equal(actual, np.take(feeds[x], [x.shape[axis] - 1, 0, 1, x.shape[axis] - 1], axis=axis))

@@ -99,7 +99,9 @@ def log(b: Builder, x):
 
 
 def sigmoid(b: Builder, x):
-    return b.let(_f(1.0, x) / (_f(1.0, x) + _scaled(b, _clamp(b, b.let(_f(0.0, x) - x), -87.0, 88.0))))
+    """Exactly 0 below -87.3, so that x sigmoid(x) is small there too."""
+    y = _f(1.0, x) / (_f(1.0, x) + _scaled(b, _clamp(b, b.let(_f(0.0, x) - x), -87.0, 88.0)))
+    return b.let(T.Select(x < _f(_EXP_LOW, x), _f(0.0, x), y))
 
 
 def _ratio(b: Builder, x, fitted):

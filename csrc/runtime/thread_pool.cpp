@@ -17,6 +17,9 @@ namespace {
 // Long enough to bridge the serial steps of a run and the Python between two runs.
 constexpr auto kSpin = std::chrono::microseconds(150);
 constexpr int kChunksPerShare = 4;
+// A join that takes longer than this and than three chunks was held up by the scheduler.
+constexpr auto kLongWait = std::chrono::microseconds(100);
+constexpr auto kMinAlone = std::chrono::milliseconds(1), kMaxAlone = std::chrono::milliseconds(50);
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -42,11 +45,11 @@ unsigned generation_now() {
 
 std::shared_ptr<ThreadPool> ThreadPool::get(int threads) {
   static std::mutex* mutex = new std::mutex;
-  static auto* pools = new std::map<std::pair<unsigned, int>, std::weak_ptr<ThreadPool>>;
+  // Kept for the process's life: sleeping threads cost nothing, and joining them at exit could hang.
+  static auto* pools = new std::map<std::pair<unsigned, int>, std::shared_ptr<ThreadPool>>;
   const std::lock_guard lock(*mutex);
-  std::weak_ptr<ThreadPool>& entry = (*pools)[{generation_now(), threads}];
-  std::shared_ptr<ThreadPool> pool = entry.lock();
-  if (!pool) entry = pool = std::make_shared<ThreadPool>(threads);
+  std::shared_ptr<ThreadPool>& pool = (*pools)[{generation_now(), threads}];
+  if (!pool) pool = std::make_shared<ThreadPool>(threads);
   return pool;
 }
 
@@ -75,6 +78,13 @@ void ThreadPool::fork_join(int64_t n, int64_t grain, void* body, Call call) {
     return;
   }
   const std::lock_guard lock(busy_, std::adopt_lock);
+  const auto start = std::chrono::steady_clock::now();
+  if (start < alone_until_) {
+    inside_job = true;
+    call(body, 0, n, 0);
+    inside_job = false;
+    return;
+  }
   grain = std::max<int64_t>(1, grain);
   const int64_t units = (n + grain - 1) / grain;
   const int64_t shares = std::min<int64_t>(threads_, units);
@@ -101,16 +111,30 @@ void ThreadPool::fork_join(int64_t n, int64_t grain, void* body, Call call) {
     wake_.notify_all();
   }
   inside_job = true;
-  work(0);
+  const int64_t own_chunks = work(0);
   inside_job = false;
   epoch_.fetch_add(1, std::memory_order_seq_cst);
+  join(start, own_chunks);
+}
+
+void ThreadPool::join(std::chrono::steady_clock::time_point start, int64_t own_chunks) {
+  const auto finished = std::chrono::steady_clock::now();
   for (int spins = 1; active_.load(std::memory_order_seq_cst) != 0; ++spins) {
     relax();
     if (spins % 4096 == 0) std::this_thread::yield();
   }
+  const auto now = std::chrono::steady_clock::now();
+  const auto chunk = (finished - start) / std::max<int64_t>(1, own_chunks);
+  if (now - finished > 3 * chunk + kLongWait) {
+    backoff_ = std::clamp<std::chrono::nanoseconds>(std::max(2 * backoff_, 2 * (now - finished)), kMinAlone, kMaxAlone);
+    alone_until_ = now + backoff_;
+  } else {
+    backoff_ -= backoff_ / 8;
+  }
 }
 
-void ThreadPool::work(int worker) {
+int64_t ThreadPool::work(int worker) {
+  int64_t chunks = 0;
   for (int i = 0; i < threads_; ++i) {
     Share& share = shares_[static_cast<size_t>((worker + i) % threads_)];
     for (;;) {
@@ -119,8 +143,10 @@ void ThreadPool::work(int worker) {
       const int64_t begin = share.next.fetch_add(chunk_, std::memory_order_relaxed);
       if (begin >= share.end) break;
       call_(body_, begin, std::min(begin + chunk_, share.end), worker);
+      ++chunks;
     }
   }
+  return chunks;
 }
 
 void ThreadPool::loop(int worker) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
@@ -51,8 +52,10 @@ class ThreadPool {
   };
 
   void fork_join(int64_t n, int64_t grain, void* body, Call call);
-  void work(int worker);
   void loop(int worker);
+
+  int64_t work(int worker);
+  void join(std::chrono::steady_clock::time_point start, int64_t own_chunks);
 
   const int threads_;
   const unsigned generation_;
@@ -61,6 +64,11 @@ class ThreadPool {
   Call call_ = nullptr;
   int64_t chunk_ = 1;
   std::vector<Share> shares_;
+
+  // While other processes hold the cores, a worker that was interrupted in a chunk makes everybody wait for its next time
+  // slice: after such a wait the caller works alone for a while.
+  std::chrono::steady_clock::time_point alone_until_{};
+  std::chrono::nanoseconds backoff_{0};
 
   // Odd while a job is open. A worker announces itself in active_, then looks at epoch_; the caller closes epoch_, then
   // waits for active_ to be 0: one of the two always sees the other.

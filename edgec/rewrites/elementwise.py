@@ -135,16 +135,26 @@ def _invertible(node: Node) -> bool:
     return bool(((c > 4 * float(limits.tiny)) & (c < 0.25 / float(limits.tiny)) & (c < float(limits.max))).all())
 
 
+def _power_of_two(c: Node) -> bool:
+    return bool((np.frexp(np.abs(c["data"].array().astype(np.float64)))[0] == 0.5).all())
+
+
 @rule(
     p.div(var("x"), const("c", where=_invertible)),
     promise="ulp:1",
     examples=[lambda: b.div(f32("x", 3), num(3)), lambda: b.div(f32("x", 2), constant(np.float32([2, 5])))],
-    misses=[lambda: b.div(f32("x", 3), num(0)), lambda: b.div(i64("x", 3), constant(np.int64(3)))],
+    misses=[
+        lambda: b.div(f32("x", 3), num(0)),
+        lambda: b.div(i64("x", 3), constant(np.int64(3))),
+        lambda: b.round(b.div(f32("x", 3), num(3))),
+    ],
     into=RULES,
 )
 def divide_by_constant(m: Match):
     """One rounding more than the division; none where c is a power of two."""
     inverse = const_node("reciprocal", m.c)
+    if m.read_by("round") and not _power_of_two(m.c):
+        return "what is rounded must not move off a half"
     return b.mul(m.x, inverse)
 
 

@@ -27,14 +27,18 @@ PER_NODE = 100
 class Match:
     """What the pattern bound, by attribute; `root` is the node to replace, `nodes` the ops inside of the pattern."""
 
-    def __init__(self, root: Node, bound: dict, uses: Counter):
-        self.root, self._uses = root, uses
+    def __init__(self, root: Node, bound: dict, uses: Counter, readers: dict[Node, set[str]]):
+        self.root, self._uses, self._readers = root, uses, readers
         self.nodes: tuple[Node, ...] = bound.pop("", (root,))
         self._bound = bound
 
     def single(self, node: Node) -> bool:
         """Whether the node is read once."""
         return self._uses[node] <= 1
+
+    def read_by(self, op: str) -> bool:
+        """Whether a node of that op reads the root."""
+        return op in self._readers.get(self.root, ())
 
     def closed(self) -> bool:
         """Whether nothing but the pattern reads the ops inside of it, so that they die with the root."""
@@ -139,6 +143,10 @@ class _Sweep:
         self.into: dict[Node, Node] = {}
         self.uses: Counter = Counter(i for n in self.order for i in n.operands())
         self.uses.update(n for _, n in graph.outputs)
+        self.readers: dict[Node, set[str]] = {}
+        for n in self.order:
+            for i in n.operands():
+                self.readers.setdefault(i, set()).add(n.op)
         self.live: set[Node] = set(self.order)
         self.changed = False
 
@@ -176,7 +184,7 @@ class _Sweep:
     def _fire(self, node: Node) -> Node | None:
         for rule in (*self.index.get(node.op, ()), *self.index.get(None, ())):
             for bound in match(rule.pattern, node, self._single, {}):
-                m = Match(node, bound, self.uses)
+                m = Match(node, bound, self.uses, self.readers)
                 new = rule.build(m)
                 if isinstance(new, str):
                     self.record.refused[self.phase, rule.name, new] += 1
@@ -217,6 +225,8 @@ class _Sweep:
             for i in node.operands():
                 self.uses[i] += 1
         self.uses[new] += self.uses.pop(old, 0)
+        if old in self.readers:
+            self.readers.setdefault(new, set()).update(self.readers[old])
         stack = [old]
         while stack:
             dead = stack.pop()

@@ -20,8 +20,8 @@ from edgec.ir.ops.registry import same_dims
 from edgec.ir.types import TensorType, TupleType
 from edgec.rewrites.pattern import Pattern, match
 
-SWEEPS = 200
-PER_NODE = 100
+SWEEPS = 100
+PER_NODE = 50
 
 
 class Match:

@@ -1,22 +1,25 @@
 """edgec as a backend of onnx.backend: prepare, run_model, run_node, supports_device.
 
-    import edgec.onnx_backend as backend
-    outputs = backend.run_model(model, [x])
+import edgec.onnx_backend as backend
+outputs = backend.run_model(model, [x])
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx.backend.base
 
+from edgec.compiler import build
 from edgec.errors import EdgecError
 from edgec.frontend import ConstantsNeeded, load
-from edgec.ir.evaluate import run
 from edgec.ir.node import Graph
+from edgec.runtime.session import Session
 
 
 class Rep(onnx.backend.base.BackendRep):
@@ -27,7 +30,7 @@ class Rep(onnx.backend.base.BackendRep):
         initialized = {i.name for i in model.graph.initializer}
         self.names = [i.name for i in model.graph.input if i.name not in initialized]
         self.baked: list[str] = []
-        self.compiled: tuple[tuple, Any] | None = None
+        self.compiled: tuple[tuple, Session] | None = None
         try:
             self.compiled = ((), _compile(load(model), self.options))
         except ConstantsNeeded as error:
@@ -45,16 +48,17 @@ class Rep(onnx.backend.base.BackendRep):
                 except ConstantsNeeded as error:
                     self.baked += error.needs_constants
                     continue
-            runner = self.compiled[1]
-            return runner({n: a for n, a in feeds.items() if n not in constants})
+            outputs = self.compiled[1].run(None, {n: a for n, a in feeds.items() if n not in constants})
+            return tuple(outputs)
 
 
-def _compile(graph: Graph, options: Mapping[str, Any]):
-    def runner(feeds: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
-        outputs = run(graph, feeds)
-        return tuple(outputs[name] for name, _ in graph.outputs)
+def _compile(graph: Graph, options: Mapping[str, Any]) -> Session:
+    from edgec.runtime.session import load as load_artifact
 
-    return runner
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "model.edgec"
+        build(graph, out=out, **{"weights": "fp32", **options})
+        return load_artifact(out)
 
 
 class EdgecBackend(onnx.backend.base.Backend):

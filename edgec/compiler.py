@@ -226,7 +226,8 @@ class Build:
         try:
             memory = load(out, threads=1).memory(self.report.sample)
         except EdgecError as error:
-            if error.code != "EC1506":
+            # for another CPU, or the sample is no size that the model takes
+            if error.code not in ("EC1506", "EC1603", "EC1604"):
                 raise
         else:
             self.report.arena_bytes, self.report.values_bytes = memory["arena_bytes"], memory["temp_bytes"]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from onnx_ir import ExternalTensor
 
 from edgec.frontend import (  # noqa: F401  (importing them fills the table)
     algebra,
+    attention,
     contrib,
     control,
     elementwise,
@@ -51,11 +50,3 @@ def load(
     value of an input decides shapes or attributes.
     """
     return Importer(_model.read(source), dims or {}, constants or {}).run()
-
-
-def source_files(path: str | os.PathLike) -> list[Path]:
-    """An ONNX file and the files of external data that its graph names. Raises as load does."""
-    model = _model.read(path)
-    values = [v.const_value for v in model.graph.initializers.values()]
-    external = {Path(t.path) for t in values if isinstance(t, ExternalTensor)}
-    return [Path(path), *sorted(external)]

@@ -274,3 +274,17 @@ def test_gathers_stay_inside():
     for axis, place in enumerate(places):
         (actual,) = compiled.call(place, feeds)
         np.testing.assert_array_equal(actual, np.take(feeds[x], [x.shape[axis] - 1, 0, 1, x.shape[axis] - 1], axis=axis))
+
+
+@pytest.mark.parametrize("sizes", [(4, 4, 2, 2), (20, 1, 10, 10), (1, 12, 5, 6), (6, 8, 3, 4)])
+def test_open_dims_that_turn_out_equal_or_one(sizes):
+    """Operands of sizes h by w and 2k by 2m: each may be 1, and neither is known to be the other."""
+    h, w, k, m = (symbol(c) for c in "hwkm")
+    a, s, c = leaf("a", "f32", (3, h, w)), leaf("s", "f32", (3, 1, 1)), leaf("c", "f32", (3, 2 * k, 2 * m))
+    y = make("add", make("mul", a, s), c)
+    env = dict(zip("hwkm", sizes))
+    rng = np.random.default_rng(0)
+    feeds = {n: values(rng, "f32", [evaluate(d, env) for d in n.shape]) for n in (a, s, c)}
+    groups = CompiledGroups()
+    got = groups.call(groups.add(group_of("map", [y])), feeds, env)[0]
+    np.testing.assert_allclose(got, reference([y], feeds, env)[0], rtol=1e-6, atol=1e-6)

@@ -131,6 +131,8 @@ class Builder:
         return total
 
     def _atom(self, atom):
+        if atom.op == "nonunit":  # of the code generator alone: the plan's expressions lack it
+            return T.Select(T.EQ(self.dim(atom.args[0]), i64(1)), i64(0), i64(1))
         if atom not in self._atoms:
             self._atoms[atom] = T.Var(self.name("d"), "int64")
             self._params.append(self._atoms[atom])

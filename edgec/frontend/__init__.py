@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgec.errors import EdgecError
 from edgec.frontend import (  # noqa: F401  (importing them fills the table)
     algebra,
     attention,
@@ -49,4 +50,10 @@ def load(
     listed), EC1103 (an invalid model), EC1001 (`dims` or `constants` do not fit); ConstantsNeeded (EC1104) where the
     value of an input decides shapes or attributes.
     """
-    return Importer(_model.read(source), dims or {}, constants or {}).run()
+    model = _model.read(source)
+    try:
+        return Importer(model, dims or {}, constants or {}).run()
+    except EdgecError:
+        raise
+    except Exception as error:  # the file decides what the importer sees: whatever it trips over, the file is at fault
+        raise _model.invalid(f"it cannot be imported ({type(error).__name__}: {error})") from error

@@ -260,3 +260,18 @@ def transpose_before_attention(m: Match):
         if inputs[i].op == "transpose" and inputs[i]["perm"] == _SWAP_HEADS:
             inputs[i], attrs[name] = inputs[i].inputs[0], _LAYOUTS[attrs[name]]
     return b.attention(*inputs, **attrs)
+
+
+def _masked(*shape):
+    mask = b.expand(f32("mask", 1, 1, 1, "t"), shape=tuple(f32("_", *shape).shape))
+    return b.attention(f32("q", 1, 2, "s", 4), f32("k", 1, 2, "t", 4), f32("v", 1, 2, "t", 4), mask, scale=0.5)
+
+
+@rule(
+    p.attention(var("q"), var("k"), var("v"), p.expand(var("mask")), name="attention"),
+    examples=[lambda: _masked(1, 1, "s", "t"), lambda: _masked(1, 2, "s", "t")],
+    into=RULES,
+)
+def expanded_mask(m: Match):
+    """The mask broadcasts to the scores by itself."""
+    return b.attention(m.q, m.k, m.v, m.mask, **m.attention.attrs)

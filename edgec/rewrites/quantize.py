@@ -19,13 +19,12 @@ from edgec.ir.node import Data, Graph, Node, constant
 from edgec.ir.types import Quantized, TensorType
 from edgec.rewrites.engine import Match, Phase, Rule, rule, run
 from edgec.rewrites.examples import f32, i64, weights
-from edgec.rewrites.movement import reshaped
+from edgec.rewrites.movement import TABLE, reshaped
 from edgec.rewrites.pattern import b, const, optional, p, var
 
 MODES = ("fp32", "int8", "int4")
 TINY = 4096  # weights of fewer elements gain nothing: the call costs more than reading them
 NARROW = 16  # neither N nor K below this
-TABLE = 1 << 16  # elements from which a gathered table is worth 8 bits
 LOW_SNR_DB = 17.0  # int4 below this signal-to-noise ratio becomes int8 (a normal distribution at group 32 has 20 dB)
 LOW_SNR_8_DB = 25.0  # int8 below this stays float (a normal distribution at group 128 has 44 dB)
 CONV_CHANNELS = 256  # a 1x1 convolution of fewer channels would lose more to the transposes than int4 gains

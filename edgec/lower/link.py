@@ -1,10 +1,11 @@
-"""An object to the shared library that an artifact carries: zig's lld, which cross-links without a C library at hand."""
+"""Objects to the shared library that an artifact carries: zig's lld, which cross-links without a C library at hand."""
 
 from __future__ import annotations
 
 import importlib.util
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from edgec.errors import EdgecError
@@ -14,8 +15,8 @@ _EMULATIONS = {"x86_64": "elf_x86_64", "aarch64": "aarch64linux", "riscv64": "el
 _COMMON = ("-shared", "--strip-all", "--build-id=none", "-z", "noexecstack", "-z", "relro", "-z", "now")
 
 
-def link(obj: bytes, target: Target) -> bytes:
-    """The shared library of one relocatable object; it needs libm.so.6 and nothing else. Same input, same bytes.
+def link(objects: Sequence[bytes], target: Target) -> bytes:
+    """The shared library of relocatable objects; it needs libm.so.6 and nothing else. Same input, same bytes.
 
     Raises EdgecError EC1002 without the ziglang package, EC1401 for a system that it can't link for, EC1403 if lld fails.
     """
@@ -27,11 +28,13 @@ def link(obj: bytes, target: Target) -> bytes:
     zig = _zig()
     with tempfile.TemporaryDirectory() as folder:
         at = Path(folder)
-        (at / "code.o").write_bytes(obj)
+        names = [f"code{i}.o" for i in range(len(objects))]
+        for name, obj in zip(names, objects, strict=True):
+            (at / name).write_bytes(obj)
         # An empty library of libm's name: enough for lld to record that the real one is needed.
         (at / "nothing.ld").write_bytes(b"")
         _run(zig, emulation, at, "-shared", "-soname", "libm.so.6", "-o", "libm.so.6", "nothing.ld")
-        _run(zig, emulation, at, *_COMMON, "--no-as-needed", "-o", "code.so", "code.o", "libm.so.6")
+        _run(zig, emulation, at, *_COMMON, "--no-as-needed", "-o", "code.so", *names, "libm.so.6")
         return (at / "code.so").read_bytes()
 
 

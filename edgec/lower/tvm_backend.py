@@ -6,11 +6,14 @@ Templates emit flat TIR, as LLVM's code generator takes it: no TVM pass runs, an
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import tvm
+import tvm_ffi
 
 from edgec.errors import EdgecError
 from edgec.ir import ops as _ops  # noqa: F401  fills the op table
@@ -22,6 +25,8 @@ from edgec.lower.templates import TEMPLATES
 from edgec.lower.templates.builder import Builder
 from edgec.lower.templates.index import inline_scalar
 from edgec.targets import Target
+
+PARTS = 8
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class TvmBackend:
         self.tvm_target = tvm.target.Target(tvm_target(target))
         self._functions: dict[str, object] = {}
         self._known: dict[str, _Shape] = {}
+        self._bodies: dict[tvm_ffi.StructuralKey, str] = {}  # other groups may come to the same code
 
     def add(self, group: Group) -> Compiled:
         """The call of the group's function, which compile() will define.
@@ -67,7 +73,10 @@ class TvmBackend:
         name = f"{group.kind}_{group.outputs[0].op}_{digest}"
         b = Builder()
         extent, grain = TEMPLATES[group.kind](group, b, self.target)
-        self._functions[name] = b.function(name, self.tvm_target)
+        function = b.function("function", self.tvm_target)
+        name = self._bodies.setdefault(tvm_ffi.StructuralKey(function), name)
+        if name not in self._functions:
+            self._functions[name] = function.with_attr("global_symbol", name)
         there = {name: symbol(f"s{i}") for name, i in structure.symbols.items()}
 
         def free(arg):
@@ -77,23 +86,28 @@ class TvmBackend:
 
         return _Shape(name, tuple(map(free, b.args)), substitute(extent, there), grain)
 
-    def add_function(self, name: str, function) -> None:
-        """A TIR function of that name, made otherwise: flat (lower_scheduled does that) and with the raw ABI."""
-        self._functions[name] = function.with_attr("target", self.tvm_target)
+    def compile(self) -> tuple[bytes, ...]:
+        """Objects that together hold every function: the same parts whatever the machine, compiled side by side.
 
-    def compile(self) -> bytes:
-        """One object with every function. Raises EdgecError EC1403 if TVM fails."""
-        if not self._functions:
-            return b""
+        Raises EdgecError EC1403 if TVM fails.
+        """
+        ordered = sorted(self._functions.items())
+        parts = [p for p in (dict(ordered[k::PARTS]) for k in range(PARTS)) if p]
+        if len(ordered) < 2 * PARTS:
+            parts = [dict(ordered)] if ordered else []
         try:
-            module = tvm.IRModule(dict(sorted(self._functions.items())))
-            built = tvm.get_global_func("target.build.llvm")(module, self.tvm_target)
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "code.o"
-                built.write_to_file(str(path))
-                return path.read_bytes()
+            objects = [self._object(p) for p in parts[:1]]  # alone, since it sets LLVM up
+            with ThreadPoolExecutor(max_workers=max(1, self.target.cores or os.cpu_count() or 1)) as pool:
+                return (*objects, *pool.map(self._object, parts[1:]))
         except Exception as e:
             raise EdgecError("EC1403", f"TVM could not compile the model's functions: {e}") from e
+
+    def _object(self, functions: dict) -> bytes:
+        built = tvm.get_global_func("target.build.llvm")(tvm.IRModule(functions), self.tvm_target)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "code.o"
+            built.write_to_file(str(path))
+            return path.read_bytes()
 
 
 def tvm_target(target: Target) -> dict:

@@ -13,7 +13,7 @@ from edgec.ir.node import constant, make
 from edgec.ir.types import TensorType, dtype_of, numpy_dtype
 from edgec.testing.groups import CompiledGroups, group_of, reference
 
-SETTINGS = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+SETTINGS = settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 FLOAT_UNARY = (
     "neg",
     "abs",

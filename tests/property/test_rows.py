@@ -15,7 +15,7 @@ from edgec.ir.node import constant, make
 from edgec.lower.templates.fusion import can_fuse, refuse, supports
 from edgec.testing.groups import CompiledGroups, group_of, reference
 
-SETTINGS = settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+SETTINGS = settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 REDUCE = ("reduce_sum", "reduce_mean", "reduce_max", "reduce_min", "reduce_prod", "argmax", "argmin")
 NORMS = ("softmax", "log_softmax", "layer_norm", "rms_norm")
 FLOATS = ("f32", "f16", "f64")

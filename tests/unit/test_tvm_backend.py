@@ -49,6 +49,14 @@ def test_equal_groups_share_a_function():
     assert backend.add(group("a", "b", "n", swap=True)[0]).symbol != one.symbol
 
 
+def test_groups_that_come_to_the_same_code_share_it():
+    """Shapes that collapse into one loop differ in the extent alone."""
+    backend = TvmBackend(load("x86-64-v2"))
+    one = backend.add(group_of("map", [make("tanh", leaf("x", (4, 6)))]))
+    two = backend.add(group_of("map", [make("tanh", leaf("y", (symbol("n"), 3, 5)))]))
+    assert one.symbol == two.symbol and one.extent == 24 and two.extent == 15 * symbol("n")
+
+
 @pytest.mark.parametrize("name", [n for n in names() if n != "host"])
 def test_every_target_compiles_to_the_same_bytes_twice(name):
     target = load(name)

@@ -90,8 +90,13 @@ class Reduction:
         if self.op == "reduce_mean" and "int" in self.dtype:
             self.dtype = "float64"
 
+        # NaN wins in a maximum: kept as a mask beside it, since a plain maximum costs one instruction
+        self.masked = self.op in ("reduce_max", "reduce_min") and self.dtype.startswith("float") and not e.bounded
+
     def neutral(self, lanes: int) -> tuple:
         first = const(self._neutral(), self.dtype, lanes)
+        if self.masked:
+            return first, const(0, self.dtype.replace("float", "int"), lanes)
         return (first, const(0, "int64", lanes)) if self.op in ARG else (first,)
 
     def _neutral(self):
@@ -109,6 +114,10 @@ class Reduction:
         if self.op in ARG and source in ("f16", "bf16") and isinstance(self.e.value, Compute):  # ties are those of f16
             value = scalar.from_memory(self.b.let(scalar.to_memory(self.b, value, source)), source)
         value = scalar.convert(self.b, value, self.dtype)
+        if self.masked:
+            value, integer = self.b.let(value), self.dtype.replace("float", "int")
+            lanes = lanes_of(value)
+            return value, T.Select(is_nan(value), const(-1, integer, lanes), const(0, integer, lanes))
         return (value, index) if self.op in ARG else (value,)
 
     def combine(self, x: tuple, y: tuple, ordered: bool = False) -> tuple:
@@ -118,12 +127,9 @@ class Reduction:
             return (scalar.add(a, c),)
         if self.op == "reduce_prod":
             return (scalar.multiply(a, c),)
-        if self.e.bounded:
-            return (T.Select(c > a, c, a),)
-        if self.op == "reduce_max":
-            return (T.Select(T.Or(c > a, is_nan(c)), c, a),)
-        if self.op == "reduce_min":
-            return (T.Select(T.Or(c < a, is_nan(c)), c, a),)
+        if self.op in ("reduce_max", "reduce_min"):
+            best = T.Select(c > a if self.op == "reduce_max" else c < a, c, a)
+            return (best, T.bitwise_or(x[1], y[1])) if self.masked else (best,)
         last = self.e.node["last"]
         better = c > a if self.op == "argmax" else c < a
         same = T.EQ(c, a)
@@ -140,6 +146,10 @@ class Reduction:
     def result(self, x: tuple):
         """The register value of the node, from the combined accumulator."""
         value = x[1] if self.op in ARG else x[0]
+        if self.masked:
+            lanes = lanes_of(value)
+            plain = T.EQ(x[1], const(0, self.dtype.replace("float", "int"), lanes))
+            value = T.Select(plain, value, const(float("nan"), self.dtype, lanes))
         if self.op == "reduce_mean":
             lanes = lanes_of(value)
             dtype = f"{self.dtype}x{lanes}" if lanes > 1 else self.dtype

@@ -10,14 +10,17 @@ constexpr int kF32Rows = 6;
 #include "kernels/isa.inc"
 //
 #include "kernels/int_avx2.h"
+//
+#include "kernels/int_unpacked_avx2.h"
 }  // namespace avx2
 
 extern const IsaOps kOps_avx2 = avx2::kOps;
 EDGEC_DEFINE_LINEAR(linear_f32_s8b32_s4n16k4_4x16_avx2, avx2::linear_int4_direct<Family::kS4N16K4>)
-EDGEC_DEFINE_LINEAR(linear_f32_s8b32_s4n16k4_6x16_avx2, avx2::linear_int4_unpacked<Family::kS4N16K4>)
+EDGEC_DEFINE_LINEAR(linear_f32_s8b32_s4n16k4_6x16_avx2, avx2::linear_unpacked<Family::kS4N16K4>)
 EDGEC_DEFINE_LINEAR(linear_f32_s8b32_u4n16k4_4x16_avx2, avx2::linear_int4_direct<Family::kU4N16K4>)
-EDGEC_DEFINE_LINEAR(linear_f32_s8b32_u4n16k4_6x16_avx2, avx2::linear_int4_unpacked<Family::kU4N16K4>)
-EDGEC_DEFINE_LINEAR(linear_f32_s16b32_s8n16k4_3x8_avx2, avx2::linear_int8_rows)
+EDGEC_DEFINE_LINEAR(linear_f32_s8b32_u4n16k4_6x16_avx2, avx2::linear_unpacked<Family::kU4N16K4>)
+EDGEC_DEFINE_LINEAR(linear_f32_s16b32_s8n16k4_3x8_avx2, avx2::linear_int8_direct)
+EDGEC_DEFINE_LINEAR(linear_f32_s16b32_s8n16k4_6x16_avx2, avx2::linear_unpacked<Family::kS8N16K4>)
 EDGEC_DEFINE_LINEAR(linear_f32_f32_f32n16_6x16_avx2, avx2::linear_f32)
 }  // namespace edgec::kernels
 #endif

@@ -76,9 +76,13 @@ const Format* find_format(std::string_view name) {
 }
 
 size_t packed_nbytes(const Format& f, int64_t n, int64_t k) {
+  // n and k may come from a file: a size beyond 2^62 becomes one that nothing can have.
+  constexpr int64_t kLimit = int64_t{1} << 62;
+  if (n < 0 || k < 0 || k > kLimit / 128 || n > kLimit / 2) return SIZE_MAX;
   const Shape s = shape_of(f, k);
-  if (f.family == Family::kS8Row) return static_cast<size_t>(n * (s.panel_bytes / kPanel));
-  return static_cast<size_t>(panels(n) * s.panel_bytes);
+  const bool rows = f.family == Family::kS8Row;
+  const int64_t unit = rows ? s.panel_bytes / kPanel : s.panel_bytes, count = rows ? n : panels(n);
+  return unit && count > kLimit / unit ? SIZE_MAX : static_cast<size_t>(count * unit);
 }
 
 void pack_panels(const Format& f, const void* q, const uint16_t* scale, const uint8_t* zero, int64_t n, int64_t k,

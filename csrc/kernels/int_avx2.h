@@ -1,6 +1,6 @@
-// int4 and int8 tiles for AVX2. int4: u4 x s8 maddubs, eight deep in int16. The sums of the activations times -8 or
-// -zero start the int16 lanes, so that a lane ends as a sum of 16 true products, within int16; wrapping on the way is
-// harmless.
+// int4 and int8 tiles of few rows for AVX2, unpacking on the way. int4: u4 x s8 maddubs, eight deep in int16. The sums
+// of the activations times -8 or -zero start the int16 lanes, so that a lane ends as a sum of 16 true products, within
+// int16; wrapping on the way is harmless.
 
 // acc += maddubs(u, s) in one statement: gcc would compute several products first and spill them.
 #define EDGEC_DOT_U4(acc, u, s)                                      \
@@ -37,10 +37,10 @@ EDGEC_INLINE __m256i load_zeros(const uint8_t* p) {
   return _mm256_or_si256(low, _mm256_slli_epi32(low, 16));
 }
 
-// The end of a block: lanes to 32 bits, to float, scaled.
-EDGEC_INLINE __m256 scaled(__m256i lanes, __m256 scale, const uint8_t* row_scale, __m256 total) {
-  const __m256 dot = _mm256_cvtepi32_ps(_mm256_madd_epi16(lanes, _mm256_set1_epi16(1)));
-  return _mm256_fmadd_ps(dot, _mm256_mul_ps(scale, _mm256_castsi256_ps(broadcast4(row_scale))), total);
+// total + dots * column scales * row scale.
+EDGEC_INLINE __m256 scaled(__m256i dots, __m256 scale, const uint8_t* row_scale, __m256 total) {
+  return _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots), _mm256_mul_ps(scale, _mm256_castsi256_ps(broadcast4(row_scale))),
+                         total);
 }
 
 // kRows x 16 sums from one panel, unpacking on the way: for so few rows that each weight is used once.
@@ -87,7 +87,8 @@ static void int4_direct(const uint8_t* a, const uint8_t* b, int64_t blocks, int6
       for (int h = 0; h < 2; ++h) {
         const __m256 scale = load_scales(header + h * 16);
         for (int r = 0; r < kRows; ++r) {
-          total[r][h] = scaled(acc[r][h], scale, a + kRows * 32 + 4 * r, total[r][h]);
+          const __m256i dots = _mm256_madd_epi16(acc[r][h], _mm256_set1_epi16(1));
+          total[r][h] = scaled(dots, scale, a + kRows * 32 + 4 * r, total[r][h]);
         }
       }
       b += 256;
@@ -123,130 +124,6 @@ static void linear_int4_direct(const LinearJob& job, int64_t tile_begin, int64_t
           break;
       }
       store_tile(job, row, rows, panel, sums);
-    }
-  }
-}
-
-// A panel's block, unpacked once for all row tiles. 16 columns: the two halves' registers alternate.
-struct alignas(32) Unpacked {
-  uint8_t u[8][2][32];  // [step of 4 k][half]
-  float scale[2][8];
-  int16_t zero[2][16];  // (zero, zero) a column
-};
-
-// Blocks [from, to) of a panel.
-template <Family kFamily>
-static void unpack_blocks(const uint8_t* b, int64_t from, int64_t to, int64_t group_blocks, Unpacked* out) {
-  const __m256i mask = _mm256_set1_epi8(15);
-  const int64_t group_bytes = header_bytes(kFamily) + group_blocks * 256;
-  for (int64_t block = from; block < to; ++block, ++out) {
-    const uint8_t* header = b + block / group_blocks * group_bytes;
-    const uint8_t* data = header + header_bytes(kFamily) + block % group_blocks * 256;
-    for (int h = 0; h < 2; ++h) {
-      _mm256_store_ps(out->scale[h], load_scales(header + 16 * h));
-      if constexpr (kFamily == Family::kU4N16K4) {
-        _mm256_store_si256(reinterpret_cast<__m256i*>(out->zero[h]), load_zeros(header + 32 + 4 * h));
-      }
-      for (int i = 0; i < 4; ++i) {
-        const __m256i raw = load_bytes(data + 128 * h + 32 * i);
-        _mm256_store_si256(reinterpret_cast<__m256i*>(out->u[2 * i][h]), _mm256_and_si256(raw, mask));
-        _mm256_store_si256(reinterpret_cast<__m256i*>(out->u[2 * i + 1][h]),
-                           _mm256_and_si256(_mm256_srli_epi16(raw, 4), mask));
-      }
-    }
-  }
-}
-
-// Adds kRows x 16 sums over some blocks. Twelve int16 accumulators fill the registers: gcc keeps the float ones on the
-// stack.
-template <Family kFamily, int kRows>
-static void int4_tile(const uint8_t* a, const Unpacked* b, int64_t blocks, float* sums) {
-  __m256 total[kRows][2];
-  for (int r = 0; r < kRows; ++r) {
-    for (int h = 0; h < 2; ++h) total[r][h] = _mm256_load_ps(sums + r * kPanel + 8 * h);
-  }
-  for (; blocks > 0; --blocks, ++b, a += kRows * 40) {
-    __m256i acc[kRows][2];
-    for (int r = 0; r < kRows; ++r) {
-      acc[r][0] = acc[r][1] = broadcast4(a + kRows * 36 + 4 * r);
-      if constexpr (kFamily == Family::kU4N16K4) {
-        for (int h = 0; h < 2; ++h) {
-          acc[r][h] = _mm256_mullo_epi16(acc[r][h], *reinterpret_cast<const __m256i*>(b->zero[h]));
-        }
-      }
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) {
-      const __m256i w0 = *reinterpret_cast<const __m256i*>(b->u[i][0]);
-      const __m256i w1 = *reinterpret_cast<const __m256i*>(b->u[i][1]);
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        const __m256i x = broadcast4(a + 32 * r + 4 * i);
-        EDGEC_DOT_U4(acc[r][0], w0, x);
-        EDGEC_DOT_U4(acc[r][1], w1, x);
-      }
-    }
-#pragma GCC unroll 2
-    for (int h = 0; h < 2; ++h) {
-      const __m256 scale = _mm256_load_ps(b->scale[h]);
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        total[r][h] = scaled(acc[r][h], scale, a + kRows * 32 + 4 * r, total[r][h]);
-      }
-    }
-  }
-  for (int r = 0; r < kRows; ++r) {
-    for (int h = 0; h < 2; ++h) _mm256_store_ps(sums + r * kPanel + 8 * h, total[r][h]);
-  }
-}
-
-// Unpacks a stretch of a panel that fits L1 beside a row tile, then runs every row tile over it.
-template <Family kFamily>
-static void linear_int4_unpacked(const LinearJob& job, int64_t tile_begin, int64_t tile_end, int64_t panel_begin,
-                                 int64_t panel_end) {
-  constexpr int64_t kDepth = 28, kTiles = 24;
-  alignas(64) Unpacked unpacked[kDepth];
-  alignas(64) float sums[kTiles * 6 * kPanel];
-  const int64_t stretches = (job.blocks + kDepth - 1) / kDepth;
-  for (; tile_begin < tile_end; tile_begin += kTiles) {
-    const int64_t stop = tile_begin + kTiles < tile_end ? tile_begin + kTiles : tile_end;
-    const int64_t first_row = job.row(tile_begin), last_row = job.row(stop);
-    for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-      const uint8_t* b = static_cast<const uint8_t*>(job.args.packed) + panel * job.panel_bytes;
-      for (int64_t i = 0; i < (last_row - first_row) * kPanel; ++i) sums[i] = 0.0f;
-      for (int64_t s = 0; s < stretches; ++s) {
-        const int64_t from = s * job.blocks / stretches, to = (s + 1) * job.blocks / stretches;
-        unpack_blocks<kFamily>(b, from, to, job.group_blocks, unpacked);
-        for (int64_t tile = tile_begin; tile < stop; ++tile) {
-          const int64_t row = job.row(tile), rows = job.row(tile + 1) - row;
-          const uint8_t* a = job.prepared + (row * job.blocks + from * rows) * 40;
-          float* out = sums + (row - first_row) * kPanel;
-          switch (rows) {
-            case 1:
-              int4_tile<kFamily, 1>(a, unpacked, to - from, out);
-              break;
-            case 2:
-              int4_tile<kFamily, 2>(a, unpacked, to - from, out);
-              break;
-            case 3:
-              int4_tile<kFamily, 3>(a, unpacked, to - from, out);
-              break;
-            case 4:
-              int4_tile<kFamily, 4>(a, unpacked, to - from, out);
-              break;
-            case 5:
-              int4_tile<kFamily, 5>(a, unpacked, to - from, out);
-              break;
-            default:
-              int4_tile<kFamily, 6>(a, unpacked, to - from, out);
-              break;
-          }
-        }
-      }
-      for (int64_t tile = tile_begin; tile < stop; ++tile) {
-        const int64_t row = job.row(tile);
-        store_tile(job, row, job.row(tile + 1) - row, panel, sums + (row - first_row) * kPanel);
-      }
     }
   }
 }
@@ -293,8 +170,8 @@ static void int8_tile(const uint8_t* a, const uint8_t* b, int64_t half, int64_t 
   for (int r = 0; r < kRows; ++r) _mm256_storeu_ps(sums + r * kPanel + half * 8, total[r]);
 }
 
-static void linear_int8_rows(const LinearJob& job, int64_t tile_begin, int64_t tile_end, int64_t panel_begin,
-                             int64_t panel_end) {
+static void linear_int8_direct(const LinearJob& job, int64_t tile_begin, int64_t tile_end, int64_t panel_begin,
+                               int64_t panel_end) {
   alignas(32) float sums[3 * kPanel];
   for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
     const uint8_t* b = static_cast<const uint8_t*>(job.args.packed) + panel * job.panel_bytes;

@@ -46,6 +46,7 @@ const Format* find_format(std::string_view name);  // null: no such format
 constexpr int kPanel = 16;  // columns (rows of the [N, K] weight) that one panel holds
 inline int64_t panels(int64_t n) { return (n + kPanel - 1) / kPanel; }
 
+// SIZE_MAX when that does not fit 62 bits.
 size_t packed_nbytes(const Format& format, int64_t n, int64_t k);
 // Packs rows [panel_begin * kPanel, panel_end * kPanel) of a [n, k] weight; for kS8Row panels are of 16 table rows too.
 // q: s8 in [-8, 7] (s4), u8 in [0, 15] (u4), s8 (s8), f32 (f32). scale: f16 bits [n, ceil(k / group)], or [n, 1] when

@@ -240,6 +240,32 @@ void gemm(const Floats& x, const Bytes& packed, const std::string& name, int64_t
   ek::linear(args, pool.lend, scratch.get(), kernel);
 }
 
+// The same product with each of several weights, results overwriting each other: for benchmarks, without Python between.
+void gemm_each(const Floats& x, const std::vector<Bytes>& weights, const std::string& name, int64_t n, int64_t k,
+               Floats& out, int threads) {
+  const ek::Format& format = format_of(name);
+  require(format.family != ek::Family::kS8Row, "'" + name + "' is a table format");
+  require(x.ndim() == 2 && x.shape(1) == k && out.ndim() == 2 && out.shape(0) == x.shape(0) && out.shape(1) == n,
+          "x must be [M, K], out [M, N]");
+  ek::LinearArgs args;
+  args.format = &format;
+  args.m = x.shape(0), args.n = n, args.k = k;
+  args.x = x.data(), args.ldx = row_stride(x, k, "x");
+  args.y = out.mutable_data(), args.ldy = row_stride(out, n, "out");
+  std::vector<const void*> data;
+  for (const Bytes& w : weights) {
+    check_packed(format, w, n, k);
+    data.push_back(w.data());
+  }
+  const Lent pool(threads);
+  const std::unique_ptr<uint8_t[]> scratch(new uint8_t[ek::linear_scratch_bytes(format, args.m, k)]);
+  py::gil_scoped_release release;
+  for (const void* packed : data) {
+    args.packed = packed;
+    ek::linear(args, pool.lend, scratch.get());
+  }
+}
+
 int64_t stride_of(const Floats& a, int axis) { return a.strides(axis) / static_cast<int64_t>(sizeof(float)); }
 
 void matmul(const Floats& a, const Floats& b, Floats& out, float alpha, int threads, const std::string& kernel) {
@@ -371,6 +397,8 @@ void bind_kernels(py::module_& module) {
   m.def("gemm", &gemm, py::arg("x").noconvert(), py::arg("packed").noconvert(), py::arg("format"), py::arg("n"),
         py::arg("k"), py::arg("out").noconvert(), py::arg("bias"), py::arg("act"), py::arg("residual"),
         py::arg("threads"), py::arg("kernel"));
+  m.def("gemm_each", &gemm_each, py::arg("x").noconvert(), py::arg("weights"), py::arg("format"), py::arg("n"),
+        py::arg("k"), py::arg("out").noconvert(), py::arg("threads"));
   m.def("matmul", &matmul, py::arg("a").noconvert(), py::arg("b").noconvert(), py::arg("out").noconvert(),
         py::arg("alpha"), py::arg("threads"), py::arg("kernel"));
   m.def("attention", &attention, py::arg("q").noconvert(), py::arg("k").noconvert(), py::arg("v").noconvert(),

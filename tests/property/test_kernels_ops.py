@@ -91,10 +91,12 @@ def test_attention(kernel, data):
         return es.guarded(rng.standard_normal((batch, length, h, width)).astype(np.float32)).swapaxes(1, 2)
 
     q, k, v = tensor(heads, q_len, dim), tensor(kv_heads, kv_len, dim), tensor(kv_heads, kv_len, v_dim)
-    mask = None
+    mask, tolerance = None, 2e-5
     if draw(st.booleans()):
         shape = tuple(draw(st.sampled_from((1, d))) for d in (batch, heads, q_len, kv_len))
         low = draw(st.sampled_from((-np.inf, np.finfo(np.float32).min, -1e4, -1)))
+        # A row that is masked as a whole by -1e4 has scores with an ulp of 1e-3.
+        tolerance = 5e-3 if low == -1e4 else tolerance
         mask = np.where(rng.random(shape) < 0.5, np.float32(low), rng.standard_normal(shape)).astype(np.float32)
         mask = es.guarded(mask)
     causal, offset = draw(st.booleans()), draw(st.sampled_from((0, kv_len - q_len, 3)))
@@ -102,7 +104,7 @@ def test_attention(kernel, data):
     out = es.guarded(np.zeros((batch, q_len, heads, v_dim), np.float32)).swapaxes(1, 2)
     ek.attention(q, k, v, mask, 0.3, causal, offset, softcap, draw(st.integers(1, 3)), out, kernel)
     want = plain_attention(q, k, v, mask, 0.3, causal, offset, softcap)
-    np.testing.assert_allclose(out, want, rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(out, want, rtol=tolerance, atol=tolerance)
 
 
 @table("attention")

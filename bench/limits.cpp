@@ -1,0 +1,92 @@
+// What this machine can do at most, for bench/kernels.py: DRAM reads, int8 multiply-adds, f32 multiply-adds. x86-64 with AVX2.
+#include <immintrin.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+namespace {
+
+template <class F>
+double seconds(int threads, F&& work) {
+  std::atomic<int> ready{0};
+  std::vector<std::thread> others;
+  const auto meet = [&](int i) {
+    ready.fetch_add(1);
+    while (ready.load() < threads) {
+    }
+    work(i);
+  };
+  for (int i = 1; i < threads; ++i) others.emplace_back(meet, i);
+  while (ready.load() < threads - 1) {
+  }
+  const auto start = std::chrono::steady_clock::now();
+  meet(0);
+  for (auto& t : others) t.join();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+}  // namespace
+
+// GB/s of reading `bytes` at `data` once, in equal parts.
+extern "C" double read_bandwidth(const uint8_t* data, int64_t bytes, int threads) {
+  std::atomic<int64_t> sink{0};
+  const int64_t part = bytes / threads / 512 * 512;
+  const double s = seconds(threads, [&](int i) {
+    const uint8_t* p = data + i * part;
+    __m256i a[4] = {};
+    for (int64_t at = 0; at < part; at += 256) {
+      _mm_prefetch(reinterpret_cast<const char*>(p + at + 2048), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(p + at + 2112), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(p + at + 2176), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(p + at + 2240), _MM_HINT_T0);
+      for (int j = 0; j < 8; ++j) {
+        a[j % 4] = _mm256_xor_si256(a[j % 4], _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + at + 32 * j)));
+      }
+    }
+    sink += _mm256_extract_epi64(_mm256_xor_si256(_mm256_xor_si256(a[0], a[1]), _mm256_xor_si256(a[2], a[3])), 0);
+  });
+  return static_cast<double>(part * threads) / s / 1e9;
+}
+
+// GOP/s (2 a multiply-add) of four maddubs summed in int16, one madd, one add; six independent sums.
+extern "C" double int8_limit(int64_t rounds, int threads) {
+  std::atomic<int64_t> sink{0};
+  const double s = seconds(threads, [&](int) {
+    const __m256i u = _mm256_set1_epi8(3), v = _mm256_set1_epi8(5), ones = _mm256_set1_epi16(1);
+    __m256i acc[6] = {};
+    for (int64_t i = 0; i < rounds; ++i) {
+#pragma GCC unroll 6
+      for (int j = 0; j < 6; ++j) {
+        __m256i a, b;
+        __asm__ volatile(
+            "vpmaddubsw %[v], %[u], %[a]\n\tvpmaddubsw %[v], %[u], %[b]\n\tvpaddw %[b], %[a], %[a]\n\t"
+            "vpmaddubsw %[v], %[u], %[b]\n\tvpaddw %[b], %[a], %[a]\n\t"
+            "vpmaddubsw %[v], %[u], %[b]\n\tvpaddw %[b], %[a], %[a]\n\t"
+            "vpmaddwd %[ones], %[a], %[a]\n\tvpaddd %[a], %[s], %[s]"
+            : [s] "+x"(acc[j]), [a] "=&x"(a), [b] "=&x"(b)
+            : [u] "x"(u), [v] "x"(v), [ones] "x"(ones));
+      }
+    }
+    for (const __m256i& x : acc) sink += _mm256_extract_epi64(x, 0);
+  });
+  return 2.0 * 128 * 6 * static_cast<double>(rounds) * threads / s / 1e9;
+}
+
+// GFLOP/s of f32 FMA; twelve independent sums.
+extern "C" double fma_limit(int64_t rounds, int threads) {
+  std::atomic<int64_t> sink{0};
+  const double s = seconds(threads, [&](int) {
+    const __m256 u = _mm256_set1_ps(1.0f);
+    __m256 acc[12] = {};
+    for (int64_t i = 0; i < rounds; ++i) {
+#pragma GCC unroll 12
+      for (int j = 0; j < 12; ++j) __asm__ volatile("vfmadd231ps %[u], %[u], %[s]" : [s] "+x"(acc[j]) : [u] "x"(u));
+    }
+    for (const __m256& x : acc) sink += _mm256_extract_epi32(_mm256_castps_si256(x), 0);
+  });
+  return 2.0 * 8 * 12 * static_cast<double>(rounds) * threads / s / 1e9;
+}

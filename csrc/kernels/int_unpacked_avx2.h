@@ -1,0 +1,158 @@
+// int4 and int8 products of many rows for AVX2: each stretch of a panel is unpacked once, into L1, and every row tile
+// runs over it.
+
+// 16 columns x 32 of k as the multiply takes them: int4 in steps of 4 u8 a column, int8 in steps of 2 s16.
+template <int kSteps>
+struct alignas(32) UnpackedBlock {
+  uint8_t w[kSteps][2][32];  // [step][half]
+  float scale[2][8];
+  int16_t zero[2][16];  // int4: (zero, zero) a column
+};
+
+EDGEC_INLINE __m256i load_aligned(const void* p) { return _mm256_load_si256(static_cast<const __m256i*>(p)); }
+EDGEC_INLINE void store_aligned(void* p, __m256i v) { _mm256_store_si256(static_cast<__m256i*>(p), v); }
+
+template <Family kFamily>
+struct Unpack {
+  static constexpr bool kInt8 = kFamily == Family::kS8N16K4;
+  static constexpr int kSteps = kInt8 ? 16 : 8;
+  static constexpr int64_t kValues = kInt8 ? 64 : 32, kRow = kInt8 ? 68 : 40;
+  static constexpr int64_t kDepth = kInt8 ? 14 : 28;  // blocks that fit L1 beside a row tile
+  using Block = UnpackedBlock<kSteps>;
+
+  // Half a block.
+  static void half(const uint8_t* data, int h, Block* out) {
+    if constexpr (kInt8) {
+      for (int i = 0; i < 8; ++i) {
+        const __m256i raw = load_bytes(data + 256 * h + 32 * i);
+        const __m256i low = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(raw));
+        const __m256i high = _mm256_cvtepi8_epi16(_mm256_extracti128_si256(raw, 1));
+        // (column, 4 k) to (column, 2 k): the even pairs of 4 + 4 columns, then the odd ones.
+        const auto pick = [](__m256 v) { return _mm256_permute4x64_epi64(_mm256_castps_si256(v), 0xd8); };
+        const __m256 a = _mm256_castsi256_ps(low), b = _mm256_castsi256_ps(high);
+        store_aligned(out->w[2 * i][h], pick(_mm256_shuffle_ps(a, b, 0x88)));
+        store_aligned(out->w[2 * i + 1][h], pick(_mm256_shuffle_ps(a, b, 0xdd)));
+      }
+    } else {
+      const __m256i mask = _mm256_set1_epi8(15);
+      for (int i = 0; i < 4; ++i) {
+        const __m256i raw = load_bytes(data + 128 * h + 32 * i);
+        store_aligned(out->w[2 * i][h], _mm256_and_si256(raw, mask));
+        store_aligned(out->w[2 * i + 1][h], _mm256_and_si256(_mm256_srli_epi16(raw, 4), mask));
+      }
+    }
+  }
+
+  // Blocks [from, to) of a panel.
+  static void blocks(const uint8_t* b, int64_t from, int64_t to, int64_t group_blocks, Block* out) {
+    constexpr int64_t kHeader = header_bytes(kFamily), kData = data_bytes(kFamily);
+    for (int64_t block = from; block < to; ++block, ++out) {
+      const uint8_t* header = b + block / group_blocks * (kHeader + group_blocks * kData);
+      for (int h = 0; h < 2; ++h) {
+        _mm256_store_ps(out->scale[h], load_scales(header + 16 * h));
+        if constexpr (kFamily == Family::kU4N16K4) store_aligned(out->zero[h], load_zeros(header + 32 + 4 * h));
+        half(header + kHeader + block % group_blocks * kData, h, out);
+      }
+    }
+  }
+
+  EDGEC_INLINE void dot(__m256i& acc, __m256i w, __m256i x) {
+    if constexpr (kInt8) {
+      EDGEC_DOT_S16(acc, w, x);
+    } else {
+      EDGEC_DOT_U4(acc, w, x);
+    }
+  }
+
+  // Adds kRows x 16 sums. Twelve integer accumulators fill the registers: gcc keeps the float ones on the stack.
+  template <int kRows>
+  static void tile(const uint8_t* a, const Block* b, int64_t blocks, float* sums) {
+    __m256 total[kRows][2];
+    for (int r = 0; r < kRows; ++r) {
+      for (int h = 0; h < 2; ++h) total[r][h] = _mm256_load_ps(sums + r * kPanel + 8 * h);
+    }
+    for (; blocks > 0; --blocks, ++b, a += kRows * kRow) {
+      const uint8_t* scales = a + kRows * kValues;
+      __m256i acc[kRows][2];
+      for (int r = 0; r < kRows; ++r) {
+        acc[r][0] = acc[r][1] = kInt8 ? _mm256_setzero_si256() : broadcast4(scales + kRows * 4 + 4 * r);
+        if constexpr (kFamily == Family::kU4N16K4) {
+          for (int h = 0; h < 2; ++h) acc[r][h] = _mm256_mullo_epi16(acc[r][h], load_aligned(b->zero[h]));
+        }
+      }
+#pragma GCC unroll 16
+      for (int i = 0; i < kSteps; ++i) {
+        const __m256i w0 = load_aligned(b->w[i][0]), w1 = load_aligned(b->w[i][1]);
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) {
+          const __m256i x = broadcast4(a + kValues * r + 4 * i);
+          dot(acc[r][0], w0, x);
+          dot(acc[r][1], w1, x);
+        }
+      }
+#pragma GCC unroll 2
+      for (int h = 0; h < 2; ++h) {
+        const __m256 scale = _mm256_load_ps(b->scale[h]);
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) {
+          if constexpr (!kInt8) acc[r][h] = _mm256_madd_epi16(acc[r][h], _mm256_set1_epi16(1));
+          total[r][h] = scaled(acc[r][h], scale, scales + 4 * r, total[r][h]);
+        }
+      }
+    }
+    for (int r = 0; r < kRows; ++r) {
+      for (int h = 0; h < 2; ++h) _mm256_store_ps(sums + r * kPanel + 8 * h, total[r][h]);
+    }
+  }
+};
+
+template <Family kFamily>
+static void linear_unpacked(const LinearJob& job, int64_t tile_begin, int64_t tile_end, int64_t panel_begin,
+                            int64_t panel_end) {
+  using U = Unpack<kFamily>;
+  constexpr int64_t kTiles = 24;
+  typename U::Block unpacked[U::kDepth];
+  alignas(64) float sums[kTiles * 6 * kPanel];
+  const int64_t stretches = (job.blocks + U::kDepth - 1) / U::kDepth;
+  for (; tile_begin < tile_end; tile_begin += kTiles) {
+    const int64_t stop = tile_begin + kTiles < tile_end ? tile_begin + kTiles : tile_end;
+    const int64_t first_row = job.row(tile_begin), last_row = job.row(stop);
+    for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+      const uint8_t* b = static_cast<const uint8_t*>(job.args.packed) + panel * job.panel_bytes;
+      for (int64_t i = 0; i < (last_row - first_row) * kPanel; ++i) sums[i] = 0.0f;
+      for (int64_t s = 0; s < stretches; ++s) {
+        const int64_t from = s * job.blocks / stretches, to = (s + 1) * job.blocks / stretches;
+        U::blocks(b, from, to, job.group_blocks, unpacked);
+        for (int64_t tile = tile_begin; tile < stop; ++tile) {
+          const int64_t row = job.row(tile), rows = job.row(tile + 1) - row;
+          const uint8_t* a = job.prepared + (row * job.blocks + from * rows) * U::kRow;
+          float* out = sums + (row - first_row) * kPanel;
+          switch (rows) {
+            case 1:
+              U::template tile<1>(a, unpacked, to - from, out);
+              break;
+            case 2:
+              U::template tile<2>(a, unpacked, to - from, out);
+              break;
+            case 3:
+              U::template tile<3>(a, unpacked, to - from, out);
+              break;
+            case 4:
+              U::template tile<4>(a, unpacked, to - from, out);
+              break;
+            case 5:
+              U::template tile<5>(a, unpacked, to - from, out);
+              break;
+            default:
+              U::template tile<6>(a, unpacked, to - from, out);
+              break;
+          }
+        }
+      }
+      for (int64_t tile = tile_begin; tile < stop; ++tile) {
+        const int64_t row = job.row(tile);
+        store_tile(job, row, job.row(tile + 1) - row, panel, sums + (row - first_row) * kPanel);
+      }
+    }
+  }
+}

@@ -250,6 +250,16 @@ def test_extremes():
             raise AssertionError(f"{node.op} of {node.inputs[0].dtype} to {node.dtype}: {feeds}") from e
 
 
+def test_powers():
+    """Exponents that are constants, with code of their own or not, of every kind of base."""
+    x = leaf("x", "f32", (11,))
+    base = np.array([0, -0.0, 1, -1, 2.5, -3.25, np.inf, -np.inf, np.nan, 1e-30, 1e30], np.float32)
+    compiled = CompiledGroups()
+    nodes = [make("pow", x, constant(e, "f32")) for e in (1, 2, 3, 4, -1, -2, 0.5, 0, 1.5, -0.5, 2.25)]
+    for node, index in [(n, compiled.add(group_of("map", [n]))) for n in nodes]:
+        check(compiled.call(index, {x: base})[0], reference([node], {x: base})[0], "f32")
+
+
 def test_bf16():
     """Rounds to even, keeps NaN, computes in f32."""
     x = np.array([1, 1.00390625, 1.01171875, -3.0, np.nan, np.inf, 3.3e38, 1e-40], np.float32)

@@ -206,7 +206,6 @@ class Tracer:
         self.splits = 0  # reshapes left to div and mod
         self.may_refine = True
         self.dims: list[list[int]] = []  # the loops of each dim of the traced shape
-        self.operands: set | None = None  # a constant that is none of these is part of the code
         self.bounded: frozenset = frozenset()
         self.rows: tuple | None = None  # (full shape, reduced axes, indices of the full shape)
 
@@ -220,8 +219,6 @@ class Tracer:
         scalar = inline_scalar(node)
         if scalar is not None:
             return Literal(scalar, node.dtype)
-        if node.op == "constant" and (node in self.inside or (self.operands is not None and node not in self.operands)):
-            return Literal(node["data"].array().item(), node.dtype)
         if node not in self.inside:
             return Load(node, linear(ixs, node.shape))
         if node.op in MOVEMENT:
@@ -421,7 +418,7 @@ def _has_division(d: Dim) -> bool:
 
 
 def inline_scalar(node):
-    """The value of a constant scalar that is worth having in the code: integers and bools (indices, masks)."""
-    if node is None or node.op != "constant" or product(node.shape) != 1 or node.dtype in ("f16", "bf16", "f32", "f64"):
+    """The value of a constant of one number, which stands in the code; None for anything else."""
+    if node is None or node.op != "constant" or product(node.shape) != 1 or node.type.encoding is not None:
         return None
     return node["data"].array().reshape(())[()].item()

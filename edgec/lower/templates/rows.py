@@ -184,7 +184,7 @@ def traced(group: Group, outputs, shape, axes, bounded):
     kept_shapes = _kept(shape, axes, 1)
 
     def root(tracer, ixs):
-        tracer.rows, tracer.operands, tracer.bounded = (shape, axes, ixs), set(group.inputs), bounded
+        tracer.rows, tracer.bounded = (shape, axes, ixs), bounded
         stores = []
         for n, named in zip(group.outputs, outputs, strict=True):
             at = ixs

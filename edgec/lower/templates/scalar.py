@@ -13,6 +13,7 @@ from tvm import tirx as T
 
 from edgec.lower.templates import vecmath
 from edgec.lower.templates.builder import Builder, const, differ, is_nan, lanes_of, llvm, spread
+from edgec.lower.templates.index import inline_scalar
 
 _REGISTER = {"bool": "bool", "i8": "int8", "u8": "uint8", "i16": "int16", "u16": "uint16", "i32": "int32", "u32": "uint32",
              "i64": "int64", "u64": "uint64", "f16": "float32", "bf16": "float32", "f32": "float32", "f64": "float64"}  # fmt: skip
@@ -140,7 +141,20 @@ def _pow(b, node, x, y):
     if node.inputs[0].dtype not in FLOATS:
         x, y = _as(x, "float64"), _as(y, "float64")
         return convert(b, _libm("pow", x, y), register_dtype(node.dtype))
-    return _libm("pow", x, y)
+    simple = _POWERS.get(inline_scalar(node.inputs[1]))
+    return simple(x) if simple else _libm("pow", x, y)
+
+
+# by exponents known at build; as numpy does it, the root of -inf is NaN
+_POWERS: dict[float | None, Callable] = {
+    1.0: lambda x: x,
+    2.0: lambda x: x * x,
+    3.0: lambda x: x * x * x,
+    4.0: lambda x: (x * x) * (x * x),
+    -1.0: lambda x: _like(1.0, x) / x,
+    -2.0: lambda x: _like(1.0, x) / (x * x),
+    0.5: lambda x: llvm("sqrt", x),
+}
 
 
 def _extreme(keep):

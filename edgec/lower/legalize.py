@@ -59,7 +59,8 @@ def _linear(node: Node, pick: Pick) -> Node:
         y = activation(y, node["act"])
         return y if residual is None else make("add", y, residual)
     if node["act"] not in LINEAR_ACTIVATIONS:
-        y = activation(make("linear", x, w, bias, act="none", activations=node["activations"]), node["act"])
+        plain = make("linear", x, w, bias, act="none", activations=node["activations"])
+        y = activation(_linear(plain, pick), node["act"])
         return y if residual is None else make("add", y, residual)
     packed = make("pack", w, format=pick(w, "linear"))
     return make("linear", x, packed, bias, residual, act=node["act"], activations=node["activations"])

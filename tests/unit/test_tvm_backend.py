@@ -80,7 +80,9 @@ def test_only_libm_is_needed(tmp_path):
     shown = subprocess.run(["readelf", "-Wd", "--dyn-syms", path], capture_output=True, text=True, check=True).stdout
     needed = [line for line in shown.splitlines() if "(NEEDED)" in line]
     assert len(needed) == 1 and "libm.so.6" in needed[0]
-    undefined = {line.split()[7].split("@")[0] for line in shown.splitlines() if " UND " in line and len(line.split()) > 7}
+    undefined = {
+        line.split()[7].split("@")[0] for line in shown.splitlines() if " UND " in line and len(line.split()) > 7
+    }
     assert undefined <= {"sinf", "fmodf", "memset", "memcpy", "memmove"}
 
 

@@ -24,6 +24,7 @@ from edgec.rewrites.pattern import b, const, optional, p, var
 
 MODES = ("fp32", "int8", "int4")
 TINY = 4096  # weights of fewer elements gain nothing: the call costs more than reading them
+SMALL = 1 << 16  # weights of at most so many elements are in 8 bits: state machines' are, and suffer most from 4
 NARROW = 16  # neither N nor K below this
 LOW_SNR_DB = 17.0  # int4 below this signal-to-noise ratio becomes int8 (a normal distribution at group 32 has 20 dB)
 LOW_SNR_8_DB = 25.0  # int8 below this stays float (a normal distribution at group 128 has 44 dB)
@@ -258,7 +259,9 @@ class Quantizer:
             return keep("it holds numbers that are not finite")
         importance = self._importance.get(data.key)
         why = "embeddings are read in 8 bits" if role != "linear" and options.weights == "int4" else ""
-        if role == "linear" and options.weights == "int4":
+        if role == "linear" and options.weights == "int4" and n * k <= SMALL:
+            why = "so small that 4 bits save little over 8"
+        elif role == "linear" and options.weights == "int4":
             new, snr = self._four_bits(data, importance)
             if snr >= LOW_SNR_DB:
                 return as_chosen(new, snr)

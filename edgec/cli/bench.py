@@ -7,7 +7,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from edgec.cli.common import COMMON, Common, existing, fields, need, parse_dims, print_json, table
+from edgec.cli.common import (
+    COMMON,
+    Common,
+    bytes_text,
+    existing,
+    fields,
+    need,
+    origin_text,
+    parse_dims,
+    print_json,
+    table,
+)
 
 
 def bench(
@@ -154,8 +165,6 @@ def _profile(session, feeds: dict) -> list[dict[str, Any]]:
 
 
 def _show(out: dict, results: dict) -> None:
-    from edgec.cli.common import bytes_text
-
     dims = ", ".join(f"{k}={v}" for k, v in out["dims"].items())
     fields(
         (
@@ -187,12 +196,8 @@ def _show(out: dict, results: dict) -> None:
         table(
             ("step", "kernel", "us>", "%>"),
             [
-                (_short(s["origin"]), s["kernel"], f"{s['us']:.1f}", f"{100 * s['us'] / total:.1f}")
+                (origin_text(s["origin"]), s["kernel"], f"{s['us']:.1f}", f"{100 * s['us'] / total:.1f}")
                 for s in slowest[:40]
             ],
             title=f"{len(slowest)} steps, {total / 1e3:.3f} ms",
         )
-
-
-def _short(text: str, width: int = 60) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"

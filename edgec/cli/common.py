@@ -74,6 +74,13 @@ def bytes_text(n: float) -> str:
     return f"{n:.0f} B"
 
 
+def origin_text(origin: str, width: int = 70) -> str:
+    """The source nodes of a step in one line: the last of them, shortened from the left, and how many more."""
+    first, *more = origin.split(", ")
+    first = first if len(first) <= width else "…" + first[1 - width :]
+    return f"{first} +{len(more)}" if more else first
+
+
 def shape_text(shape: Iterable[Any]) -> str:
     return "[" + ", ".join(map(str, shape)) + "]"
 

@@ -6,7 +6,18 @@ import math
 from pathlib import Path
 from typing import Any
 
-from edgec.cli.common import COMMON, Common, bytes_text, existing, fields, is_artifact, print_json, shape_text, table
+from edgec.cli.common import (
+    COMMON,
+    Common,
+    bytes_text,
+    existing,
+    fields,
+    is_artifact,
+    origin_text,
+    print_json,
+    shape_text,
+    table,
+)
 from edgec.errors import EdgecError
 
 
@@ -133,12 +144,12 @@ def _show(found: dict[str, Any]) -> None:
         table(("layer", "op", "weights", "output", "bits>", "bytes>"), rows)
     if report.get("weights"):
         rows = [
-            (w["name"], shape_text(w["shape"]), w["bits"], w.get("group") or "-", bytes_text(w["bytes"]))
+            (origin_text(w["name"]), shape_text(w["shape"]), w["bits"], w.get("group") or "-", bytes_text(w["bytes"]))
             for w in report["weights"]
         ]
         table(("weight", "shape", "bits>", "group>", "bytes>"), rows)
     if found.get("steps"):
-        table(("step", "kind", "kernel"), [(s["origin"], s["kind"], s["kernel"]) for s in found["steps"]])
+        table(("step", "kind", "kernel"), [(origin_text(s["origin"]), s["kind"], s["kernel"]) for s in found["steps"]])
     if found.get("members"):
         table(("member", "bytes>", "sha256"), [(n, m["size"], m["sha256"]) for n, m in found["members"].items()])
 

@@ -36,21 +36,21 @@ def fixed_sizes(dims: Mapping[str, Any], symbols: Mapping[str, Any]) -> dict[str
 
 
 def sizes_that_fit(
-    symbols: Mapping[str, tuple[int, int | None]],
+    session,
     fixed: Mapping[str, int],
     attempt: Callable[[dict[str, int]], Any],
     count: int,
     seed: int = 0,
 ) -> list[tuple[dict[str, int], Any]]:
-    """Up to `count` (sizes, attempt's result). Sizes at which attempt raises EC1603 to EC1605 are passed over.
+    """Up to `count` (sizes of the session's symbols, attempt's result).
 
-    Raises the first of these errors if nothing fits.
+    Sizes at which attempt raises EC1603 to EC1605 are passed over. Raises the first of these errors if nothing fits.
     """
     from edgec.testing.inputs import candidate_dims
 
     found: list[tuple[dict[str, int], Any]] = []
     first: EdgecError | None = None
-    for tries, sizes in enumerate(candidate_dims(symbols, fixed, seed)):
+    for tries, sizes in enumerate(candidate_dims(session.symbols, session.inputs, fixed, seed)):
         if tries >= (400 if not found else 40 * count):
             break
         try:
@@ -59,7 +59,7 @@ def sizes_that_fit(
             if error.code not in ("EC1603", "EC1604", "EC1605"):
                 raise
             first = first or error
-        if len(found) == count or not set(symbols) - set(fixed):
+        if len(found) == count or not set(session.symbols) - set(fixed):
             break
     if not found and first is not None:
         raise first
@@ -84,7 +84,7 @@ def feeds_for(session, given: Sequence[str], dims: Mapping[str, Any], seed: int)
         session(**made)
         return made
 
-    return sizes_that_fit(session.symbols, fixed, attempt, 1)[0]
+    return sizes_that_fit(session, fixed, attempt, 1, seed)[0]
 
 
 def find_source(artifact: Path, manifest: Mapping[str, Any]) -> Path:

@@ -128,7 +128,7 @@ def _trials(session, source, given: tuple[str, ...], dims: dict, count: int, see
                 "EC1901", f"the source takes {at}, the artifact does not: {error}", str(session.artifact.path)
             ) from None
 
-    return sampling.sizes_that_fit(session.symbols, fixed, attempt, count, seed)
+    return sampling.sizes_that_fit(session, fixed, attempt, count, seed)
 
 
 def _show(out: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ class Port(Protocol):
 
 
 SIZES = (4, 1, 7, 16, 2, 32, 64, 3, 96, 5)  # tried for a symbolic dim, in this order
+EXTENTS = (64, 48, 96, 33, 128, 32, 160, 224, 80, 256)  # the same for sides of images and lengths of signals
 # ops whose result holds values of their first operand (the others' positions are not values)
 _CARRIES = {"cast", "reshape", "transpose", "expand", "slice", "pad", "item"}
 _MASK = re.compile(r"mask", re.I)
@@ -122,26 +123,42 @@ def _random(rng: np.random.Generator, port: Port, shape: tuple[int, ...], bounds
     return rng.standard_normal(shape).astype(dtype)
 
 
-def candidate_dims(
-    symbols: Mapping[str, tuple[int, int | None]], fixed: Mapping[str, int] | None = None, seed: int = 0
-) -> Iterator[dict[str, int]]:
-    """Sizes for all symbols at once, forever: first the same size for all, then random ones, each within its bounds.
+def extents(inputs: Iterable[Port]) -> set[str]:
+    """Symbols that are sides of images or lengths of signals: never a leading dim, and only of float inputs."""
+    found: set[str] = set()
+    others: set[str] = set()
+    for port in inputs:
+        is_float = "float" in port.dtype
+        for axis, d in enumerate(port.shape):
+            if isinstance(d, str):
+                spatial = is_float and (axis >= 2 or (axis == 1 and len(port.shape) == 2))
+                (found if spatial else others).add(d)
+    return found - others
 
-    Which of them a model takes together (say total = past + new) is for the caller to find out.
+
+def candidate_dims(
+    symbols: Mapping[str, tuple[int, int | None]],
+    inputs: Sequence[Port],
+    fixed: Mapping[str, int] | None = None,
+    seed: int = 0,
+) -> Iterator[dict[str, int]]:
+    """Sizes for all symbols at once: first the same size for all, then random ones, each within its bounds.
+
+    Some of the random ones are sums of two others (total = past + new). Which sizes a model takes together is for the
+    caller to find out.
     """
     fixed = dict(fixed or {})
-
-    def clip(name: str, size: int) -> int:
-        low, high = symbols[name]
-        return max(low, size if high is None else min(size, high))
-
-    seen = set()
+    large = extents(inputs)
     rng = np.random.default_rng(seed)
-    rounds = 0
-    while rounds < 2000:
-        rounds += 1
-        same = SIZES[rounds - 1] if rounds <= len(SIZES) else None
-        sizes = {n: fixed.get(n, clip(n, same or int(rng.choice(SIZES)))) for n in symbols}
+    seen = set()
+    for attempt in range(2000):
+        sizes: dict[str, int] = {}
+        for name, (low, high) in symbols.items():
+            pool = EXTENTS if name in large else SIZES
+            size = pool[attempt] if attempt < len(pool) else int(rng.choice(pool))
+            if attempt >= len(pool) and len(sizes) >= 2 and rng.random() < 0.3:
+                size = sum(rng.choice(list(sizes.values()), 2, replace=False))
+            sizes[name] = fixed.get(name, max(low, size if high is None else min(size, high)))
         key = tuple(sizes.values())
         if key not in seen:
             seen.add(key)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +18,7 @@ from edgec.errors import EdgecError
 from edgec.ir.dims import evaluate, format_dim, substitute
 from edgec.ir.node import Graph, Node
 from edgec.ir.text import print_graph
+from edgec.ir.types import FLOATS
 from edgec.ir.verify import verify
 from edgec.testing.inputs import input_ranges
 
@@ -48,6 +51,7 @@ class BuildReport:
     """What a build did. Sizes in bytes, times in seconds, shares of 1.
 
     weights: per weight that quantization looked at: name, role, shape, bits, group, bytes, snr_db, reason.
+    weight_bits: bits that the artifact stores for each float number of the source.
     tuned_share: of all multiply-accumulates, the share that hand-written kernels and convolution templates run
     (symbols at `sample`).
     arena_bytes and values_bytes: peak of the arena, and the sum of all values, at `sample`.
@@ -94,6 +98,7 @@ class Build:
         self.graph: Graph | None = None
         self.source: dict[str, str] | None = None  # the model's file name and SHA-256
         self.ranges: dict[str, tuple[int, int]] = {}
+        self.parameters = 0  # float numbers that the imported graph holds
         self._dumped = 0
         if self.dump_ir is not None:
             try:
@@ -126,6 +131,8 @@ class Build:
                 self.source = {"name": Path(model).name, "sha256": _sha256(model)}
         verify(self.graph)
         self.ranges = input_ranges(self.graph)
+        constants = (n for n in self.graph.nodes() if n.op == "constant" and n.dtype in FLOATS)
+        self.parameters = sum(math.prod(n.shape) for n in constants)
         self.dump("import", self.graph)
         self._done()
         return self.graph
@@ -184,9 +191,8 @@ class Build:
                     r.untuned.append(f"{self.graph.origin(node)} ({node.op}, {name})")
         r.macs = tuned + untuned
         r.tuned_share = tuned / r.macs if r.macs else 1.0
-        bits = sum(w["bytes"] * 8 for w in r.weights)
-        count = sum(int(np.prod(w["shape"])) for w in r.weights)
-        r.weight_bits = bits / count if count else 32.0
+        stored = sum(blob.nbytes for blob in self.lowered.blobs)
+        r.weight_bits = 8 * stored / self.parameters if self.parameters else 0.0
 
     def write(self, out: str | os.PathLike) -> BuildReport:
         import edgec
@@ -274,6 +280,9 @@ def build(
     name. constants: values of inputs that are fixed at build. out: default the model's name with .edgec. stop_after:
     one of PHASES; nothing is written unless it is the last. Raises EdgecError; a failed build leaves nothing behind.
     """
+    for package in ("onnx", "onnx_ir", "tvm"):
+        if importlib.util.find_spec(package) is None:
+            raise EdgecError("EC1002", f"building needs {package}", hint="Install it: pip install 'edgec[build]'")
     if stop_after is not None and stop_after not in PHASES:
         raise EdgecError("EC1001", f"{stop_after!r} is none of {', '.join(PHASES)}", "--stop-after")
     options = Options(target, weights, group, activations, dict(dims or {}))

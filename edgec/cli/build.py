@@ -16,7 +16,6 @@ from edgec.cli.common import (
     bytes_text,
     existing,
     fields,
-    need,
     parse_dims,
     print_json,
     read_array,
@@ -73,8 +72,6 @@ def build(
         Do not compare the artifact with the source afterwards.
     """
     start = time.perf_counter()
-    need("tvm", "edgec build", "'edgec[build]'")
-    need("onnx_ir", "edgec build", "'edgec[build]'")
     name = (model.resolve().name if existing(model).is_dir() else model.stem) + ".edgec"
     model = model_file(model)
     out = writable(output or Path(name), "--output")
@@ -212,7 +209,7 @@ def _show(found: dict[str, Any], out: Path) -> None:
         (
             ("artifact", out),
             ("size", f"{bytes_text(before)} -> {bytes_text(after)} ({before / max(after, 1):.1f}x smaller)"),
-            ("weights", f"{found['weight_bits']:.2f} bits each" if found["weights"] else "fp32"),
+            ("weights", f"{found['weight_bits']:.2f} bits each" if found["weight_bits"] else None),
             ("tuned", f"{found['tuned_share']:.1%} of {found['macs'] / 1e6:.1f} M multiply-accumulates"),
             ("memory", memory),
             ("error", _error_text(found["check"])),

@@ -132,7 +132,7 @@ def _show(found: dict[str, Any]) -> None:
     if found.get("layers"):
         rows = [
             (
-                r["origin"],
+                origin_text(r["origin"]),
                 r["op"],
                 " ".join(map(shape_text, r["weights"])),
                 shape_text(r["output"]),

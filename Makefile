@@ -12,7 +12,7 @@ CXX_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h')
 PIP = $(PYTHON) -m pip --disable-pip-version-check -q
 TESTS ?= tests
 
-.PHONY: demo test lint models dev bench-kernels env clean
+.PHONY: demo test lint models dev bench-kernels test-asan env clean
 
 # The package as a user installs it, with what building needs, in .venv
 demo: .venv/demo.done
@@ -41,6 +41,13 @@ dev: env
 	  -Dpybind11_DIR=$$($(PYTHON) -m pybind11 --cmakedir) $(CMAKE_ARGS) > $(BUILD).log 2>&1 || { cat $(BUILD).log; exit 1; }
 	cmake --build $(BUILD) -j $(JOBS)
 	cp $(BUILD)/_core*.so edgec/
+
+# The kernels in C++ under AddressSanitizer and UBSan
+test-asan: env
+	cmake -S . -B build/asan -DCMAKE_BUILD_TYPE=Debug -DEDGEC_SANITIZE=ON -DPython_EXECUTABLE=$$($(PYTHON) -c 'import sys; print(sys.executable)') \
+	  -Dpybind11_DIR=$$($(PYTHON) -m pybind11 --cmakedir) > /dev/null
+	cmake --build build/asan -j $(JOBS) --target kernels_test
+	build/asan/csrc/kernels/kernels_test
 
 # int4, int8 and fp32 products beside onnxruntime and the machine's limits
 bench-kernels: dev

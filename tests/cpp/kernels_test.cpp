@@ -122,12 +122,13 @@ void test_ops(const ek::IsaOps* ops, const ek::IsaOps* generic) {
   const std::vector<float> q = floats(heads * q_len * dim), keys = floats(2 * kv_len * dim),
                            v = floats(2 * kv_len * v_dim);
   const std::vector<float> mask = floats(q_len * kv_len);
+  const bool causal = below(2) != 0;
   for (int i = 0; i < 2; ++i) {
     y[i].assign(static_cast<size_t>(heads * q_len * v_dim), 0.0f);
     ek::AttentionArgs args;
     args.q = q.data(), args.k = keys.data(), args.v = v.data(), args.mask = mask.data(), args.out = y[i].data();
     args.batch = 1, args.heads = heads, args.kv_heads = 2, args.q_len = q_len, args.kv_len = kv_len;
-    args.dim = dim, args.v_dim = v_dim, args.causal = below(2) != 0;
+    args.dim = dim, args.v_dim = v_dim, args.causal = causal;
     args.q_stride[1] = q_len * dim, args.q_stride[2] = dim, args.k_stride[1] = kv_len * dim, args.k_stride[2] = dim;
     args.v_stride[1] = kv_len * v_dim, args.v_stride[2] = v_dim;
     args.out_stride[1] = q_len * v_dim, args.out_stride[2] = v_dim;

@@ -13,8 +13,9 @@ from edgec.errors import EdgecError
 
 @dataclass(frozen=True)
 class Target:
-    """triple, cpu: LLVM's names. features: LLVM's, beyond those of the cpu. requires: features, by the names of edgec._core.cpu_features,
-    that the CPU must have when an artifact is loaded. vector_bits: of one register. Caches in bytes, per core except l3.
+    """triple, cpu: LLVM's names. features: LLVM's, beyond those of the cpu. requires: features that the CPU must
+    have when an artifact is loaded, by the names of edgec._core.cpu_features. vector_bits: of one register. Caches in
+    bytes, per core except l3.
     """
 
     name: str

@@ -18,7 +18,8 @@ _COMMON = ("-shared", "--strip-all", "--build-id=none", "-z", "noexecstack", "-z
 def link(objects: Sequence[bytes], target: Target) -> bytes:
     """The shared library of relocatable objects; it needs libm.so.6 and nothing else. Same input, same bytes.
 
-    Raises EdgecError EC1002 without the ziglang package, EC1401 for a system that it can't link for, EC1403 if lld fails.
+    Raises EdgecError EC1002 without the ziglang package, EC1401 for a system that it can't link for, EC1403
+    if lld fails.
     """
     emulation = _EMULATIONS.get(target.arch)
     if emulation is None or "linux" not in target.triple:

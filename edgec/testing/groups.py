@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import mmap
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -60,7 +61,7 @@ class CompiledGroups:
 
     def call(self, index: int, feeds: Mapping[Node, np.ndarray], dims: Mapping[str, int] | None = None,
              cuts: Sequence[float] = ()) -> list[np.ndarray]:  # fmt: skip
-        """The outputs; the work in slices cut at these fractions of the extent. AssertionError if a guard was written."""
+        """The outputs; the work in slices cut at these fractions of the extent. AssertionError for a written guard."""
         group, compiled = self.groups[index]
         dims = dims or {}
         held: dict[Node, np.ndarray] = {}
@@ -87,7 +88,7 @@ class CompiledGroups:
         extent = evaluate(compiled.extent, dims)
         at = [0, *sorted(int(c * extent) for c in cuts), extent]
         function = getattr(self.library(), compiled.symbol)
-        for begin, end in zip(at, at[1:], strict=False):
+        for begin, end in itertools.pairwise(at):
             assert function(*args, ctypes.c_int64(begin), ctypes.c_int64(end)) == 0
         for memory in raw:
             assert (memory[:GUARD] == 0xA5).all(), "written outside of an array"

@@ -101,8 +101,9 @@ def test_extremes():
     outputs += [make(op, x, axes=(1,)) for op in ("reduce_max", "reduce_min", "reduce_sum")]
     compiled = CompiledGroups()
     places = [compiled.add(group_of("rows", [o])) for o in outputs]
-    rows = np.array([[0.0] * 11, [np.inf] + [1.0] * 10, [1.0] * 10 + [-np.inf], [np.nan] + [3.0] * 10, [3.0] * 10 + [np.nan],
-                     [3e38] * 11, [-3e38] * 11, [-np.inf] * 11, np.arange(11) * -20.0], np.float32)  # fmt: skip
+    ends = [[np.inf] + [1.0] * 10, [1.0] * 10 + [-np.inf], [np.nan] + [3.0] * 10, [3.0] * 10 + [np.nan]]
+    equal = [[value] * 11 for value in (0.0, 3e38, -3e38, -np.inf)]
+    rows = np.array([*ends, *equal, np.arange(11) * -20.0], np.float32)
     for width in (11, 8, 3, 1, 0):
         dims = {"n": len(rows), "m": width}
         feeds = {x: rows[:, :width].copy()}

@@ -13,8 +13,9 @@ from tvm.ir import PointerType, PrimType
 
 from edgec.ir.dims import Dim, Expr
 
-_NAMES = {"bool": "uint8", "i8": "int8", "u8": "uint8", "i16": "int16", "u16": "uint16", "i32": "int32", "u32": "uint32",
-          "i64": "int64", "u64": "uint64", "f16": "float16", "bf16": "uint16", "f32": "float32", "f64": "float64"}  # fmt: skip
+_NAMES = {"bool": "uint8", "i8": "int8", "u8": "uint8", "i16": "int16", "u16": "uint16", "i32": "int32",
+          "u32": "uint32", "i64": "int64", "u64": "uint64", "f16": "float16", "bf16": "uint16", "f32": "float32",
+          "f64": "float64"}  # fmt: skip
 
 
 def tvm_dtype(dtype: str, lanes: int = 1) -> str:
@@ -54,6 +55,11 @@ def spread(e, lanes: int):
 def llvm(name: str, *args):
     """An LLVM intrinsic on floats, by its name without the prefix: sqrt, floor, fabs, ..."""
     return T.call_llvm_pure_intrin(str(args[0].ty.dtype), f"llvm.{name}", *args)
+
+
+def part(x, first: int, lanes: int):
+    """Lanes of a vector."""
+    return T.Shuffle([x], [T.IntImm("int32", k) for k in range(first, first + lanes)])
 
 
 def differ(a, b):

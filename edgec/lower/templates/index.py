@@ -1,7 +1,8 @@
 """Which element of which operand each output element needs: groups of nodes traced to affine indices over loops.
 
 Movement ops vanish here: they only change indices. What can't be said affinely is a `Pick` (concat, pad: which part an
-index falls into), a `Gathered` index (read at run time), or a `Split` (a reshape that no loop split resolves: div and mod).
+index falls into), a `Gathered` index (read at run time), or a `Split` (a reshape that no loop split resolves: div and
+mod).
 """
 
 from __future__ import annotations
@@ -180,14 +181,16 @@ def known_ge(a: Dim, b: Dim) -> bool:
 
 
 def match_groups(a, b) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Positions of two shapes of equal products, in the smallest runs whose products are equal too. Ones are left out."""
+    """Positions of two shapes of equal products, in the smallest runs whose products are equal too, without ones."""
     ia = [i for i, d in enumerate(a) if d != 1]
     ib = [i for i, d in enumerate(b) if d != 1]
     groups = []
     while ia or ib:
         for total in range(2, len(ia) + len(ib) + 1):
-            found = next(((n, total - n) for n in range(1, total) if n <= len(ia) and total - n <= len(ib)
-                          and product(a[i] for i in ia[:n]) == product(b[i] for i in ib[: total - n])), None)  # fmt: skip
+            cuts = [(n, total - n) for n in range(1, total) if n <= len(ia) and total - n <= len(ib)]
+            found = next(
+                (c for c in cuts if product(a[i] for i in ia[: c[0]]) == product(b[i] for i in ib[: c[1]])), None
+            )
             if found:
                 break
         else:
@@ -401,8 +404,8 @@ class Tracer:
 
 REDUCE = ("reduce_sum", "reduce_mean", "reduce_max", "reduce_min", "reduce_prod")
 ARG = ("argmax", "argmin")
-MOVEMENT = ("expand", "transpose", "slice", "iota", "dim_value", "reshape", "concat", "pad", "gather", "gather_elements",
-            "gather_nd")  # fmt: skip
+MOVEMENT = ("expand", "transpose", "slice", "iota", "dim_value", "reshape", "concat", "pad", "gather",
+            "gather_elements", "gather_nd")  # fmt: skip
 
 
 def _quotient(a: Dim, b: Dim) -> Dim | None:

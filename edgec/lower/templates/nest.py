@@ -1,4 +1,4 @@
-"""Loops around traced expressions: collapsing, vectors along the innermost loop with tails, and the code of one body."""
+"""Loops around traced expressions: merging them, vectors along the innermost one with tails, the code of one body."""
 
 from __future__ import annotations
 

@@ -2,12 +2,11 @@
 
 One unit of work is one row (one set of kept indices), or a block of columns where the innermost axis is kept. A row is
 gone over once for each reduction that needs the one before, and once more for outputs of the full shape.
-Sums of f32: each lane of 8 to 32 adds its share in order, then lanes in pairs; error <= (n / lanes + 5) * 2**-24 * sum|x|.
+Sums of f32: each lane of 8 to 32 adds its share in order, then lanes in pairs: error <= (n / lanes + 5) 2**-24 sum|x|.
 """
 
 from __future__ import annotations
 
-import numpy as np
 from tvm import tirx as T
 
 from edgec.errors import EdgecError
@@ -16,10 +15,11 @@ from edgec.ir.node import Node, constant, make
 from edgec.ir.types import dtype_size
 from edgec.lower.groups import Group
 from edgec.lower.templates import scalar
-from edgec.lower.templates.builder import Builder, const, i64, is_nan, lanes_of, ramp, spread
+from edgec.lower.templates.builder import Builder, i64, lanes_of, part, ramp, spread
 from edgec.lower.templates.index import ARG, REDUCE, Compute, Ix, Reduced, Refused, linear
 from edgec.lower.templates.map import Buffers, grain_of, size_hint, trace
 from edgec.lower.templates.nest import Body, Row, Store, all_ixs, collapse, cost, everything, over_units, vector_lanes
+from edgec.lower.templates.reduction import Reduction
 from edgec.targets import Target
 
 NORMS = ("softmax", "log_softmax", "layer_norm", "rms_norm")
@@ -55,7 +55,8 @@ def decompose(group: Group) -> tuple[Group, frozenset[Node]]:
             stack.append((n, True))
             stack.extend((i, False) for i in reversed(n.operands()))
     written = {new[n] for n in group.nodes if n.op not in NORMS}
-    return Group(group.kind, tuple(order), group.inputs, tuple(new[o] for o in group.outputs)), frozenset(bounded - written)
+    small = Group(group.kind, tuple(order), group.inputs, tuple(new[o] for o in group.outputs))
+    return small, frozenset(bounded - written)
 
 
 def _expanded(n: Node, inputs: list, bounded: set) -> Node:
@@ -77,84 +78,6 @@ def _expanded(n: Node, inputs: list, bounded: set) -> Node:
     for op, p in zip(("mul", "add"), inputs[1:], strict=False):
         y = y if p is None else make(op, y, p)
     return y
-
-
-class Reduction:
-    """How one reduction accumulates: neutral value, combination, result."""
-
-    def __init__(self, b: Builder, e: Reduced, count: Dim):
-        self.b, self.e, self.count = b, e, count
-        self.op = e.node.op
-        source = e.node.inputs[0].dtype
-        self.dtype = {"bool": "uint8"}.get(source, scalar.register_dtype(source))
-        if self.op == "reduce_mean" and "int" in self.dtype:
-            self.dtype = "float64"
-
-        # NaN wins in a maximum: kept as a mask beside it, since a plain maximum costs one instruction
-        self.masked = self.op in ("reduce_max", "reduce_min") and self.dtype.startswith("float") and not e.bounded
-
-    def neutral(self, lanes: int) -> tuple:
-        first = const(self._neutral(), self.dtype, lanes)
-        if self.masked:
-            return first, const(0, self.dtype.replace("float", "int"), lanes)
-        return (first, const(0, "int64", lanes)) if self.op in ARG else (first,)
-
-    def _neutral(self):
-        if self.op in ("reduce_sum", "reduce_mean", "reduce_prod"):
-            return 1 if self.op == "reduce_prod" else 0
-        low = self.op in ("reduce_max", "argmax")
-        if self.dtype.startswith("float"):
-            return float("-inf") if low else float("inf")
-        info = np.iinfo(self.dtype)
-        return int(info.min if low else info.max)
-
-    def term(self, value, index) -> tuple:
-        """What one vector of operands contributes; index: of the elements along the axis."""
-        source = self.e.node.inputs[0].dtype
-        if self.op in ARG and source in ("f16", "bf16") and isinstance(self.e.value, Compute):  # ties are those of f16
-            value = scalar.from_memory(self.b.let(scalar.to_memory(self.b, value, source)), source)
-        value = scalar.convert(self.b, value, self.dtype)
-        if self.masked:
-            value, integer = self.b.let(value), self.dtype.replace("float", "int")
-            lanes = lanes_of(value)
-            return value, T.Select(is_nan(value), const(-1, integer, lanes), const(0, integer, lanes))
-        return (value, index) if self.op in ARG else (value,)
-
-    def combine(self, x: tuple, y: tuple, ordered: bool = False) -> tuple:
-        """x with y added; ordered: every index of y is above those of x in the same lane."""
-        a, c = x[0], y[0]
-        if self.op in ("reduce_sum", "reduce_mean"):
-            return (scalar.add(a, c),)
-        if self.op == "reduce_prod":
-            return (scalar.multiply(a, c),)
-        if self.op in ("reduce_max", "reduce_min"):
-            best = T.Select(c > a if self.op == "reduce_max" else c < a, c, a)
-            return (best, T.bitwise_or(x[1], y[1])) if self.masked else (best,)
-        last = self.e.node["last"]
-        better = c > a if self.op == "argmax" else c < a
-        same = T.EQ(c, a)
-        if self.dtype.startswith("float"):
-            better = T.Or(better, T.And(is_nan(c), T.EQ(a, a)))
-            same = T.Or(same, T.And(is_nan(c), is_nan(a)))
-        if not ordered:
-            same = T.And(same, y[1] > x[1] if last else y[1] < x[1])
-        if last or not ordered:
-            better = T.Or(better, same)
-        better = self.b.let(better)
-        return T.Select(better, c, a), T.Select(better, y[1], x[1])
-
-    def result(self, x: tuple):
-        """The register value of the node, from the combined accumulator."""
-        value = x[1] if self.op in ARG else x[0]
-        if self.masked:
-            lanes = lanes_of(value)
-            plain = T.EQ(x[1], const(0, self.dtype.replace("float", "int"), lanes))
-            value = T.Select(plain, value, const(float("nan"), self.dtype, lanes))
-        if self.op == "reduce_mean":
-            lanes = lanes_of(value)
-            dtype = f"{self.dtype}x{lanes}" if lanes > 1 else self.dtype
-            value = value / T.Cast(dtype, spread(self.b.dim(self.count), lanes))
-        return scalar.convert(self.b, self.b.let(value), scalar.register_dtype(self.e.node.dtype))
 
 
 def space(group: Group) -> tuple[tuple[Dim, ...], tuple[int, ...]]:
@@ -224,7 +147,8 @@ class _Rows:
         kept_order = [k for run in runs for k in collapse(run, extents, ixs)]
         self.kept = [k for k in kept_order if k not in reduced]
         self.reduced = [k for k in kept_order if k in reduced]
-        self.along = not self.kept or (bool(self.reduced) and kept_order[-1] in reduced)  # vectors lie along a reduced loop
+        # whether vectors lie along a reduced loop
+        self.along = not self.kept or (bool(self.reduced) and kept_order[-1] in reduced)
         self.narrow = vector_lanes(self.values, target.vector_bits)
         self.work = cost(expressions)
         self.levels = {id(r): self._level(r.value) for r in self.reductions}
@@ -252,7 +176,8 @@ class _Rows:
             total = over_units(self.b, self.kept, self.extents, self._row)
             return total, grain_of(ns)
         inner, size = self.kept[-1], self.extents[self.kept[-1]]
-        width = self.narrow * 4 if isinstance(size, int) and size >= 4 * self.narrow and self.work <= 20 else self.narrow
+        wide = isinstance(size, int) and size >= 4 * self.narrow and self.work <= 20
+        width = self.narrow * 4 if wide else self.narrow
         blocks = max(self.extents) + 1
         self.extents[blocks] = ceildiv(size, width)
 
@@ -324,7 +249,7 @@ class _Rows:
             known[id(r.e)] = b.let(r.result(total))
 
     def _walk(self, body, size: Dim, wide: list[int], narrow: int) -> None:
-        """body(start, width, valid lanes) over [0, size): wide vectors, then narrow ones, the last of them pulled back."""
+        """body(start, width, valid lanes) over [0, size): wide vectors, then narrow ones, the last pulled back."""
         b = self.b
         high, done = self.b.dim(size), i64(0)
         if wide:
@@ -370,8 +295,7 @@ class _Rows:
         """The accumulator's upper half onto its lower one until `to` lanes are left."""
         while lanes > to:
             lanes //= 2
-            halves = [tuple(self.b.let(T.Shuffle([v], [T.IntImm("int32", k) for k in range(at, at + lanes)])) for v in x)
-                      for at in (0, lanes)]  # fmt: skip
+            halves = [tuple(self.b.let(part(v, at, lanes)) for v in x) for at in (0, lanes)]
             x = tuple(map(self.b.let, r.combine(*halves)))
         return x
 
@@ -469,7 +393,7 @@ class _Rows:
                 visit(r, p)
 
     def _body(self, env, vector, width, known, level) -> Body:
-        """A body at one place of a row; kept values are written in the pass that computes them and read in later ones."""
+        """A body at one place of a row; kept values are written in the pass that computes them, read in later ones."""
         body = Body(self.b, self.buffers, env, vector, width, {}, known)
         for key, (buffer, first, columns, e) in self.cached.items():
             at = self.b.let(self._position(env) * i64(columns))

@@ -15,8 +15,9 @@ from edgec.lower.templates import vecmath
 from edgec.lower.templates.builder import Builder, const, differ, is_nan, lanes_of, llvm, spread
 from edgec.lower.templates.index import inline_scalar
 
-_REGISTER = {"bool": "bool", "i8": "int8", "u8": "uint8", "i16": "int16", "u16": "uint16", "i32": "int32", "u32": "uint32",
-             "i64": "int64", "u64": "uint64", "f16": "float32", "bf16": "float32", "f32": "float32", "f64": "float64"}  # fmt: skip
+_REGISTER = {"bool": "bool", "i8": "int8", "u8": "uint8", "i16": "int16", "u16": "uint16", "i32": "int32",
+             "u32": "uint32", "i64": "int64", "u64": "uint64", "f16": "float32", "bf16": "float32",
+             "f32": "float32", "f64": "float64"}  # fmt: skip
 FLOATS = ("f16", "bf16", "f32", "f64")
 
 
@@ -285,13 +286,15 @@ def _compare(f):
 
 _OPS: dict[str, Callable] = {
     "neg": _neg, "abs": _abs, "sign": _sign, "cast": _cast,
-    "floor": _intrinsic("floor"), "ceil": _intrinsic("ceil"), "round": _intrinsic("roundeven"), "sqrt": _intrinsic("sqrt"),
+    "floor": _intrinsic("floor"), "ceil": _intrinsic("ceil"), "round": _intrinsic("roundeven"),
+    "sqrt": _intrinsic("sqrt"),
     "rsqrt": lambda b, node, x: _like(1.0, x) / llvm("sqrt", x), "reciprocal": lambda b, node, x: _like(1.0, x) / x,
     "exp": _vector(vecmath.exp, "exp"), "log": _vector(vecmath.log, "log"), "tanh": _vector(vecmath.tanh, "tanh"),
     "erf": _vector(vecmath.erf, "erf"), "sigmoid": _sigmoid, "softplus": _softplus, "gelu": _gelu,
     "silu": lambda b, node, x: x * _sigmoid(b, node, x),
     "sin": _call("sin"), "cos": _call("cos"), "tan": _call("tan"), "asin": _call("asin"), "acos": _call("acos"),
-    "atan": _call("atan"), "sinh": _call("sinh"), "cosh": _call("cosh"), "asinh": _call("asinh"), "acosh": _call("acosh"),
+    "atan": _call("atan"), "sinh": _call("sinh"), "cosh": _call("cosh"), "asinh": _call("asinh"),
+    "acosh": _call("acosh"),
     "atanh": _call("atanh"), "atan2": _call("atan2"),
     "relu": lambda b, node, x: T.Select(x < _like(0, x), _like(0, x), x),
     "not": _simple(T.Not), "bitwise_not": _simple(T.bitwise_not),
@@ -303,13 +306,14 @@ _OPS: dict[str, Callable] = {
     "and": _simple(T.And), "or": _simple(T.Or), "xor": _simple(_xor),
     "bitwise_and": _simple(T.bitwise_and), "bitwise_or": _simple(T.bitwise_or), "bitwise_xor": _simple(T.bitwise_xor),
     "shift_left": _shift(T.shift_left), "shift_right": _shift(T.shift_right),
-    "eq": _compare(lambda x, y: T.EQ(x, y)), "ne": _compare(lambda x, y: differ(x, y)), "lt": _compare(lambda x, y: x < y),
+    "eq": _compare(lambda x, y: T.EQ(x, y)), "ne": _compare(lambda x, y: differ(x, y)),
+    "lt": _compare(lambda x, y: x < y),
     "le": _compare(lambda x, y: x <= y), "gt": _compare(lambda x, y: x > y), "ge": _compare(lambda x, y: x >= y),
     "where": _simple(T.Select),
 }  # fmt: skip
 # rough cost of one element in units of an add, for grains and for what is worth keeping instead of computing again
-COST = {"exp": 12, "log": 18, "tanh": 16, "erf": 18, "sigmoid": 16, "silu": 17, "gelu": 20, "softplus": 40, "div": 4, "mod": 40,
-        "fmod": 40, "pow": 100, "sqrt": 4, "rsqrt": 8, "reciprocal": 4} | {n: 60 for n in (
+COST = {"exp": 12, "log": 18, "tanh": 16, "erf": 18, "sigmoid": 16, "silu": 17, "gelu": 20, "softplus": 40,
+        "div": 4, "mod": 40, "fmod": 40, "pow": 100, "sqrt": 4, "rsqrt": 8, "reciprocal": 4} | {n: 60 for n in (
         "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh", "atan2")}  # fmt: skip
 ELEMENTWISE = frozenset(_OPS)
 

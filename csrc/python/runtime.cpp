@@ -124,9 +124,15 @@ class Session {
     py::list results(n_outputs);
     for (size_t i = 0; i < n_outputs; ++i) {
       const auto shape = binding.shape(plan().outputs[i].value);
-      py::array array(output_dtypes_[i], std::vector<py::ssize_t>(shape.begin(), shape.end()));
-      outputs.push_back(array.mutable_data());
-      results[i] = std::move(array);
+      try {
+        py::array array(output_dtypes_[i], std::vector<py::ssize_t>(shape.begin(), shape.end()));
+        outputs.push_back(array.mutable_data());
+        results[i] = std::move(array);
+      } catch (const py::error_already_set& e) {
+        if (!e.matches(PyExc_MemoryError) && !e.matches(PyExc_ValueError)) throw;
+        throw Error(Code::kMemory, "output '" + plan().outputs[i].name + "'",
+                    "an array of shape " + edgec::shape_text(shape) + " cannot be had", "Use smaller inputs");
+      }
     }
     std::vector<int64_t> step_ns(timings != nullptr ? plan().steps.size() : 0);
     {

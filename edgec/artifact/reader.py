@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from edgec import _core
@@ -47,8 +48,17 @@ class ArtifactFile:
                 raise self._damaged(name, "it is missing")
             if len(data) != entry["size"]:
                 raise self._damaged(name, f"{len(data)} bytes, the manifest says {entry['size']}")
-            if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+            if not self._hash_fits(data, entry):
                 raise self._damaged(name, "its SHA-256 is not the manifest's")
+
+    @staticmethod
+    def _hash_fits(data: memoryview, entry: dict[str, Any]) -> bool:
+        chunks = entry.get("chunks")
+        if chunks is None:
+            return hashlib.sha256(data).hexdigest() == entry["sha256"]
+        pieces = (data[at : at + manifests.CHUNK] for at in range(0, len(data), manifests.CHUNK))
+        with ThreadPoolExecutor(_core.default_threads()) as pool:
+            return all(pool.map(lambda piece, want: hashlib.sha256(piece).hexdigest() == want, pieces, chunks))
 
     def _damaged(self, member: str, reason: str) -> EdgecError:
         return EdgecError("EC1504", reason, where=f"{self.path} {member}", hint="Copy or build the artifact again")

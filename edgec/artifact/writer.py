@@ -29,6 +29,12 @@ class _Entry(NamedTuple):
     size: int
     offset: int
     sha256: str
+    chunks: list[str]
+
+    def listed(self) -> dict[str, Any]:
+        """The member's entry in the manifest."""
+        entry = {"size": self.size, "sha256": self.sha256}
+        return entry if self.size <= manifests.CHUNK else entry | {"chunks": self.chunks}
 
 
 class _Zip:
@@ -45,13 +51,19 @@ class _Zip:
         self._pad(-(self._file.tell() + header_size) % alignment)
         offset = self._file.tell()
         self._file.write(bytes(header_size))
-        size, crc, sha = 0, 0, hashlib.sha256()
+        size, crc, sha, pieces = 0, 0, hashlib.sha256(), []
         for chunk in chunks:
             view = memoryview(chunk).cast("B")
             self._file.write(view)
             crc = zlib.crc32(view, crc)
             sha.update(view)
-            size += len(view)
+            while view:
+                if size % manifests.CHUNK == 0:
+                    pieces.append(hashlib.sha256())
+                part = view[: manifests.CHUNK - size % manifests.CHUNK]
+                pieces[-1].update(part)
+                size += len(part)
+                view = view[len(part) :]
         end = self._file.tell()
         self._file.seek(offset)
         # Sizes are always in a zip64 field, so that the header's length does not depend on them.
@@ -60,7 +72,7 @@ class _Zip:
         )
         self._file.write(encoded + struct.pack("<HHQQ", 1, 16, size, size))
         self._file.seek(end)
-        self.entries.append(_Entry(encoded, crc, size, offset, sha.hexdigest()))
+        self.entries.append(_Entry(encoded, crc, size, offset, sha.hexdigest(), [p.hexdigest() for p in pieces]))
 
     def finish(self) -> None:
         start = self._file.tell()
@@ -131,7 +143,7 @@ def write_artifact(
                 archive.add(name, [data])
             full = dict(manifest) | {
                 "format": manifests.FORMAT,
-                "members": {e.name.decode(): {"size": e.size, "sha256": e.sha256} for e in archive.entries},
+                "members": {e.name.decode(): e.listed() for e in archive.entries},
             }
             archive.add(manifests.MANIFEST, [manifests.dump(full)])
             archive.finish()

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import subprocess
@@ -102,6 +103,26 @@ def test_weights_are_taken_one_at_a_time(tmp_path):
     manifest = {"target": {}, "inputs": [], "outputs": []}
     full = write_artifact(tmp_path / "w.edgec", plan=b"", weights=pieces(), manifest=manifest)
     assert full["members"]["weights.bin"]["size"] == 4 * 4032 + 4000
+
+
+@pytest.mark.parametrize("size", [100, 1000, 1001, 4096])
+def test_large_members_are_checked_in_chunks(tmp_path, monkeypatch, size):
+    monkeypatch.setattr("edgec.artifact.manifest.CHUNK", 1000)
+    data = np.random.default_rng(0).bytes(size)
+    pieces = [(1, data[:700]), (1, data[700:])]
+    manifest = {"target": {}, "inputs": [], "outputs": []}
+    full = write_artifact(tmp_path / "a", plan=b"", weights=pieces, manifest=manifest)
+    entry = full["members"]["weights.bin"]
+    assert entry["sha256"] == hashlib.sha256(data).hexdigest()
+    chunks = [hashlib.sha256(data[at : at + 1000]).hexdigest() for at in range(0, size, 1000)]
+    assert entry.get("chunks") == (chunks if size > 1000 else None)
+    assert bytes(ArtifactFile(tmp_path / "a").members["weights.bin"]) == data
+    whole = (tmp_path / "a").read_bytes()
+    for at in (0, size - 1):
+        place = whole.index(data) + at
+        (tmp_path / "b").write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(EdgecError, match="EC1504"):
+            ArtifactFile(tmp_path / "b")
 
 
 def test_a_failed_write_leaves_nothing(tmp_path):

@@ -34,7 +34,6 @@ from edgec.targets import Target
 
 FLOATS = ("f16", "bf16", "f32", "f64")
 POSITIONS = 512  # of one block, at most
-CHUNK = 320  # products of one accumulator before it goes back to scratch: a tile's operands stay in L1
 
 
 def supports(node) -> str | None:
@@ -125,7 +124,10 @@ class Product:
         self.blocks = -(-rows // self.tile.rows)
         self.tiles = max_dim(ceildiv(field.positions, self.width), 0)
 
-        chunks = max(1, round(channels * len(taps) / CHUNK))
+        # a tile's part of the panel stays in L1 while all channels of the output pass over it
+        rows_read = {(d, h, w % field.axes[2].stride) for d, h, w in taps}
+        per_tile = len(rows_read) * (self.width + field.axes[2].reach) * size
+        chunks = -(-channels * per_tile // (target.l1d // 2)) or 1
         self.chunk = max(1, -(-channels // chunks))
         self.chunks = max(1, -(-channels // self.chunk))
         per_row = max(1, self.blocks * self.tile.rows * self.width * size)
@@ -172,7 +174,7 @@ class Product:
             plane = b.let(image * i64(self.channels))
 
             def chunk(c, channels):
-                copy.run(b.let(plane + c), channels, first, b.let(count + reach))
+                copy.run(b.let(plane + c), channels, first, b.let(T.min(count, positions - first) + reach))
                 with b.loop(steps, stem="t") as t, b.loop(self.blocks, stem="m") as m:
                     self._tile(g, m, t, c, channels)
 

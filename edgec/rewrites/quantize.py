@@ -24,7 +24,7 @@ from edgec.rewrites.pattern import b, const, optional, p, var
 
 MODES = ("fp32", "int8", "int4")
 TINY = 4096  # weights of fewer elements gain nothing: the call costs more than reading them
-SMALL = 1 << 16  # weights of at most so many elements are in 8 bits: state machines' are, and suffer most from 4
+SMALL, SHARE = 1 << 16, 0.15  # elements up to which, and share of all constants below which, 4 bits don't pay
 NARROW = 16  # neither N nor K below this
 LOW_SNR_DB = 17.0  # int4 below this signal-to-noise ratio becomes int8 (a normal distribution at group 32 has 20 dB)
 LOW_SNR_8_DB = 25.0  # int8 below this stays float (a normal distribution at group 128 has 44 dB)
@@ -218,6 +218,8 @@ class Quantizer:
         self._names: dict[object, str] = {}
         self._roles: dict[object, set[str]] = {}
         self._importance = dict(options.importance)
+        constants = {c["data"].key: c for c in (graph.nodes() if graph else ()) if c.op == "constant"}
+        self._total = sum(math.prod(c.shape) for c in constants.values())
         for node in graph.nodes() if graph else ():
             for role, position in (("linear", 1), ("embedding", 0)):
                 if node.op == {"linear": "linear", "embedding": "gather"}[role]:
@@ -259,8 +261,8 @@ class Quantizer:
             return keep("it holds numbers that are not finite")
         importance = self._importance.get(data.key)
         why = "embeddings are read in 8 bits" if role != "linear" and options.weights == "int4" else ""
-        if role == "linear" and options.weights == "int4" and n * k <= SMALL:
-            why = "so small that 4 bits save little over 8"
+        if role == "linear" and options.weights == "int4" and n * k <= min(SMALL, SHARE * self._total):
+            why = "so small a part of the model that 4 bits save little over 8"
         elif role == "linear" and options.weights == "int4":
             new, snr = self._four_bits(data, importance)
             if snr >= LOW_SNR_DB:

@@ -62,7 +62,8 @@ def test_reference_is_no_worse_than_rounding(n, k, group, kind, shape, seed):
     from edgec import kernels
 
     mine = error(w, *kernels.quantize(w, bits, group, symmetric), group)
-    assert mine <= found * 1.05 + 1e-6 * np.square(w, dtype=np.float64).sum()
+    subnormal = w.size * (8 * 2.0**-24) ** 2  # what the spacing of f16 scales costs where they are subnormal
+    assert mine <= found * 1.05 + 1e-6 * np.square(w, dtype=np.float64).sum() + subnormal
 
 
 def test_importance_moves_the_error_to_other_columns():

@@ -96,8 +96,10 @@ def embeddings(w: Writer, eps: float) -> str:
     )
     y = w.op("Add", y, kinds, name="embeddings/Add")
     seq = w.op("Shape", "input_ids", name="embeddings/Shape", start=1, end=2)
-    places = w.weight("embeddings.position_embeddings.weight")
-    places = w.op("Slice", places, w.const([0], np.int64), seq, w.const([0], np.int64), name="embeddings/positions")
+    table = w.tensors["embeddings.position_embeddings.weight"]
+    ids = w.weight("embeddings.position_ids", np.arange(len(table), dtype=np.int64)[None])
+    ids = w.op("Slice", ids, w.const([0], np.int64), seq, w.const([1], np.int64), name="embeddings/position_ids")
+    places = w.op("Gather", w.weight("embeddings.position_embeddings.weight"), ids, name="embeddings/positions")
     y = w.op("Add", y, places, name="embeddings/Add_1")
     return w.norm(y, "embeddings.LayerNorm", eps, "embeddings/LayerNorm")
 

@@ -29,6 +29,7 @@ NARROW = 16  # neither N nor K below this
 LOW_SNR_DB = 17.0  # int4 below this signal-to-noise ratio becomes int8 (a normal distribution at group 32 has 20 dB)
 LOW_SNR_8_DB = 25.0  # int8 below this stays float (a normal distribution at group 128 has 44 dB)
 CONV_CHANNELS = 256  # a 1x1 convolution of fewer channels would lose more to the transposes than int4 gains
+WINDOW_CHANNELS = 64  # the same for input channels of larger windows, whose pieces of rows are copied
 
 
 @dataclass(frozen=True)
@@ -330,27 +331,40 @@ class Quantizer:
                 var("x"), const("w", lambda w: w.dtype == "f32"), optional("bias"), optional("residual"), name="node"
             ),
             promise="ulp:4",
-            examples=[lambda: _pointwise(256, 256), lambda: _pointwise(256, 256, residual=True)],
-            misses=[lambda: _pointwise(16, 256), lambda: _pointwise(256, 256, stride=2)],
+            examples=[
+                lambda: _conv(256, 256),
+                lambda: _conv(256, 256, residual=True),
+                lambda: _conv(64, 256, kernel=(3, 2), strides=(2, 1), pads=(1, 0, 1, 1), dilations=(1, 2)),
+            ],
+            misses=[lambda: _conv(16, 256), lambda: _conv(16, 256, kernel=(3, 3)), lambda: _conv(256, 16)],
             into=made,
         )
-        def pointwise_conv_to_linear(m: Match):
-            """A 1x1 convolution is a product over the channels, once they are the last axis."""
+        def conv_to_linear(m: Match):
+            """A convolution is a product over channels and window, once they are the last axis."""
             node, options = m.node, self.options
             if options.weights == "fp32" or not options.conv:
                 return "it stays a convolution"
-            plainly = all(v == 1 for v in (*m.w.shape[2:], *node["strides"])) and not any(node["pads"])
-            if not plainly or node["group"] != 1:
-                return "not 1x1 with stride 1, without padding, in one group"
-            if min(m.w.shape[:2]) < CONV_CHANNELS:
-                return "so few channels gain less than the transposes cost"
-            last = (0, *range(2, node.rank), 1)
-            first = (0, node.rank - 1, *range(1, node.rank - 1))
+            (outs, channels), kernel, n = m.w.shape[:2], m.w.shape[2:], node.rank - 2
+            if node["group"] != 1:
+                return "it is in groups"
+            if outs < CONV_CHANNELS or channels < (CONV_CHANNELS if math.prod(kernel) == 1 else WINDOW_CHANNELS):
+                return "so few channels gain less than copying the windows costs"
             from edgec.rewrites.fold import const_node
 
-            w = const_node("reshape", m.w, shape=m.w.shape[:2])
+            last = (0, *range(2, node.rank), 1)
+            first = (0, node.rank - 1, *range(1, node.rank - 1))
+            x, pads = b.transpose(m.x, perm=last), node["pads"]
+            if any(pads):
+                x = b.pad(x, None, before=(0, *pads[:n], 0), after=(0, *pads[n:], 0), mode="constant")
+            sizes, steps = (node.shape[0], *node.shape[2:], channels), (1, *node["strides"], 1)
+            if math.prod(kernel) > 1 or any(s != 1 for s in steps):
+                corners = [[k * d for k, d in zip(at, node["dilations"])] for at in np.ndindex(*kernel)]
+                parts = [b.slice(x, starts=(0, *at, 0), sizes=sizes, steps=steps) for at in corners]
+                x = parts[0] if len(parts) == 1 else b.concat(*parts, axis=node.rank - 1)
+            w = const_node("transpose", m.w, perm=last)
+            w = const_node("reshape", w, shape=(outs, channels * math.prod(kernel)))
             residual = None if m.residual is None else b.transpose(m.residual, perm=last)
-            y = b.linear(b.transpose(m.x, perm=last), w, m.bias, residual, act=node["act"])
+            y = b.linear(x, w, m.bias, residual, act=node["act"])
             return reshaped(b.transpose(y, perm=first), node.shape)
 
         return made
@@ -360,11 +374,13 @@ class Quantizer:
         return sorted(self.choices.values(), key=lambda c: -math.prod(c.shape))
 
 
-def _pointwise(c: int, n: int, stride: int = 1, residual: bool = False) -> Node:
-    h = 3 if stride == 1 else 2
-    r = f32("r", 1, n, h, 2 if stride == 1 else 1) if residual else None
-    attrs = {"strides": (stride, stride), "pads": (0, 0, 0, 0), "dilations": (1, 1)}
-    return b.conv(f32("x", 1, c, 3, 2), weights(n, c, 1, 1, scale=0.1), weights(n), r, **attrs)
+def _conv(
+    c: int, n: int, kernel=(1, 1), strides=(1, 1), pads=(0, 0, 0, 0), dilations=(1, 1), residual: bool = False
+) -> Node:
+    x, w = f32("x", 1, c, 4, 5), weights(n, c, *kernel, scale=0.1)
+    attrs = {"strides": strides, "pads": pads, "dilations": dilations}
+    r = f32("r", *b.conv(x, w, **attrs).shape) if residual else None
+    return b.conv(x, w, weights(n), r, **attrs)
 
 
 def quantize_phase(options: Options, keep: list[Quantizer] | None = None) -> Phase:

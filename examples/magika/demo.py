@@ -17,6 +17,7 @@ import time
 import numpy as np
 
 import edgec
+from edgec import _core
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MODEL = (
@@ -47,7 +48,7 @@ def answer(scores: np.ndarray, config: dict) -> str:
 
 def some_files() -> list[pathlib.Path]:
     wanted = ["README.md", "Makefile", "CMakeLists.txt", "pyproject.toml", "LICENSE", "csrc/python/module.cpp"]
-    files = [ROOT / w for w in wanted] + [pathlib.Path(__file__), MODEL, pathlib.Path(edgec._core.__file__)]
+    files = [ROOT / w for w in wanted] + [pathlib.Path(__file__), MODEL, pathlib.Path(_core.__file__)]
     return [f for f in files if f.exists()]
 
 

@@ -119,6 +119,10 @@ def test_masked_rows(kernel):
     late = np.full_like(lowest, -np.inf)
     late[..., 69] = 0  # the first block of keys is masked entirely
     np.testing.assert_allclose(ek.attention(q, k, v, late, kernel=kernel), np.broadcast_to(v[:, :, 69:], uniform.shape))
+    holed = v.copy()
+    holed[0, 0, 5] = np.array([0x7FC00001], np.uint32).view(np.float32)  # a NaN with a payload
+    assert np.isnan(ek.attention(q, k, holed, kernel=kernel)).all()
+    assert np.isnan(ek.attention(q, np.where(np.isnan(holed), holed, k), v, kernel=kernel)).all()
     hidden = ek.attention(q, k, v, causal=True, causal_offset=-1, kernel=kernel)
     assert np.isnan(hidden[0, 0, 0]).all() and np.isfinite(hidden[0, 0, 1:]).all()
     empty = np.zeros((1, 1, 0, 8), np.float32)
@@ -148,7 +152,7 @@ def ulps(got: np.ndarray, want: np.ndarray) -> np.ndarray:
 @table("matmul")
 @pytest.mark.parametrize(
     ("act", "oracle", "bound"),
-    [("tanh", np.tanh, 4), ("sigmoid", lambda v: 1 / (1 + np.exp(-v)), 4), ("silu", lambda v: v / (1 + np.exp(-v)), 4)],
+    [("tanh", np.tanh, 2), ("sigmoid", lambda v: 1 / (1 + np.exp(-v)), 3), ("silu", lambda v: v / (1 + np.exp(-v)), 3)],
 )
 def test_activation_ulps(kernel, act, oracle, bound):
     rng = np.random.default_rng(0)

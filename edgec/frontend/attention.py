@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from edgec.frontend.emit import cast, dim, emit, op, reshape, split, take, transpose, unsqueeze
+from edgec.frontend.emit import cast, dim, emit, op, reduce, reshape, split, take, transpose, unsqueeze
 from edgec.frontend.nn import matmul
 from edgec.frontend.registry import MICROSOFT, Call, Unsupported, onnx_op
 from edgec.ir.dims import Dim
@@ -85,6 +85,39 @@ def rotary_embedding_microsoft(c: Call):
 
 def _with_past(past: Node | None, x: Node) -> Node:
     return x if past is None else op.concat(past, x, axis=2)
+
+
+@onnx_op("Attention")
+def attention(c: Call):
+    """The usual forms as one op; the others by ONNX's own definition."""
+    mask, causal = c.get(3), bool(c.attr("is_causal", 0))
+    rare = c.wants(3) or c.has(6) or c.attr("softcap", 0.0) or (mask is not None and causal)
+    if rare or max(c.attr("left_window_size", -1), c.attr("right_window_size", -1)) >= 0:
+        return NotImplemented
+    flat = c[0].rank == 3
+    counts = [c.attr("q_num_heads"), c.attr("kv_num_heads"), c.attr("kv_num_heads")]
+    if flat and None in counts:
+        raise ValueError("operands of rank 3 need q_num_heads and kv_num_heads")
+    q, k, v = (transpose(heads_of(c[i], counts[i]), (0, 2, 1, 3)) if flat else c[i] for i in range(3))
+    if causal and q.shape[2] != k.shape[2]:
+        return NotImplemented
+    k, v = _with_past(c.get(4), k), _with_past(c.get(5), v)
+    dead = None
+    if mask is not None:
+        if mask.rank < 2 or mask.shape[-1] != k.shape[2] or mask.shape[-2] not in (1, q.shape[2]):
+            return NotImplemented
+        mask = reshape(mask, [1] * (4 - mask.rank) + [*mask.shape])
+        if mask.dtype == "bool":
+            mask = op.where(mask, constant(0, q.dtype), constant(-math.inf, q.dtype))
+        # a row that is masked whole gives 0
+        dead = op.eq(reduce("max", mask, (3,), True), constant(-math.inf, mask.dtype))
+    y = attend(q, k, v, mask, c.attr("scale") or 1 / math.sqrt(int(q.shape[-1])), causal)
+    if dead is not None:
+        y = op.where(dead, constant(0, y.dtype), y)
+    if flat:
+        y = transpose(y, (0, 2, 1, 3))
+        y = reshape(y, [*y.shape[:2], y.shape[2] * y.shape[3]])
+    return y, k, v
 
 
 @onnx_op("MultiHeadAttention", domain=MICROSOFT)

@@ -313,8 +313,8 @@ class Importer:
         if function := self.model.functions.get(key) or self.model.functions.get((domain, node.op_type, "")):
             return self.function(function, call, label)
         importer = TABLE.get((domain, node.op_type))
-        if importer is not None:
-            results = importer(call)
+        results = NotImplemented if importer is None else importer(call)
+        if results is not NotImplemented:
             if isinstance(results, Node) and isinstance(results.type, TupleType):
                 return [ops.item(results, index=i) for i in range(len(results.type.items))]
             return results

@@ -46,7 +46,8 @@ TABLE: dict[tuple[str, str], Importer_] = {}
 
 
 def onnx_op(*names: str, domain: str = ""):
-    """Registers an importer. It returns a node, or a tuple of one node (or None) for each output."""
+    """Registers an importer. It returns a node, or a tuple of one node (or None) for each output, or NotImplemented
+    where ONNX's own definition of the op shall be expanded."""
 
     def register(f: Importer_) -> Importer_:
         for name in names:

@@ -111,11 +111,6 @@ CASES: dict[str, tuple[str, list[Callable[[np.random.Generator], Feeds]]]] = {
 }
 
 
-# tashkeel rounds to u8 at run time: where a number lies on the edge between two steps, sums that differ in their last
-# bit round apart, and one step of its last product is up to 0.7% of the largest output.
-BOUNDS = {"tashkeel": 1e-2}
-
-
 def relative(got: np.ndarray, want: np.ndarray) -> float:
     """Largest difference over the largest value."""
     if want.size == 0:
@@ -155,7 +150,7 @@ def test_fp32_agrees_with_onnxruntime(name, tmp_path):
             assert got[output].shape == value.shape and got[output].dtype == value.dtype, output
             assert np.isfinite(got[output]).all() == np.isfinite(value).all(), output
             error = relative(got[output], value)
-            assert error <= BOUNDS.get(name, 1e-3), f"{output} departs by {error:.2e} of its largest value in case {i}"
+            assert error <= 1e-3, f"{output} departs by {error:.2e} of its largest value in case {i}"
 
 
 @pytest.mark.parametrize("name", [n for n in CASES if not n.startswith("smollm2")])

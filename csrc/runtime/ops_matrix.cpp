@@ -4,8 +4,10 @@
 #include <cmath>
 #include <cstring>
 
+#include "kernels/cpu_features.h"
 #include "kernels/kernels.h"
 #include "runtime/dispatch.h"
+#include "runtime/int_product.h"
 #include "runtime/kernel_registry.h"
 
 namespace edgec {
@@ -240,9 +242,16 @@ void matmul(const KernelCall& c) {
   });
 }
 
+bool has_fast_int_product() { return (kernels::cpu_feature_bits() & kernels::kAvx2) != 0; }
+
+constexpr int64_t kIntRows = 96;  // rows of a that share one packing of a panel of b
+
 ScratchSize matmul_int_scratch(const KernelCall& c) {
-  const Tensor& y = c.tensor(4);
-  return {0, y.rank() > 0 ? static_cast<size_t>(y.dims.back()) * 4 : 0};
+  const Tensor &a = c.tensor(0), &b = c.tensor(1), &y = c.tensor(4);
+  const Product p = product_of(c, a, b, y, false, false);
+  if (!has_fast_int_product()) return {0, static_cast<size_t>(p.n) * 4};
+  const int64_t pairs = (p.k + 1) / 2, rows = p.k > 0 ? a.size() / p.k : 0;
+  return {static_cast<size_t>(rows * pairs) * 4, static_cast<size_t>(pairs * int_product::kColumns) * 4};
 }
 
 int32_t zero_of(const KernelCall& c, size_t arg) {
@@ -253,13 +262,72 @@ int32_t zero_of(const KernelCall& c, size_t arg) {
   return zero->dtype == DType::kI8 ? *zero->as<const int8_t>() : *zero->as<const uint8_t>();
 }
 
+// a - a_zero in 16 bits, each row an even number of columns.
+void widen(const KernelCall& c, const Tensor& a, int64_t k, int32_t zero, int16_t* to) {
+  const int64_t rows = a.size() / k, width = (k + 1) / 2 * 2;
+  const bool is_signed = a.dtype == DType::kI8;
+  c.pool->parallel_for(rows, std::max<int64_t>(1, kGrainElements / k), [&](int64_t begin, int64_t end, int) {
+    for (int64_t row = begin; row < end; ++row) {
+      int16_t* out = to + row * width;
+      const uint8_t* in = a.as<const uint8_t>() + row * k;
+      if (is_signed)
+        for (int64_t i = 0; i < k; ++i) out[i] = static_cast<int16_t>(static_cast<int8_t>(in[i]) - zero);
+      else
+        for (int64_t i = 0; i < k; ++i) out[i] = static_cast<int16_t>(in[i] - zero);
+      if (width > k) out[k] = 0;
+    }
+  });
+}
+
+void fast_int_product(const KernelCall& c, const Product& p, int32_t a_zero, int32_t b_zero) {
+  const Tensor &a = c.tensor(0), &b = c.tensor(1);
+  auto* wide = reinterpret_cast<int16_t*>(c.shared_scratch());
+  widen(c, a, p.k, a_zero, wide);
+  const int64_t panels = (p.n + int_product::kColumns - 1) / int_product::kColumns;
+  const int64_t chunks = (p.m + kIntRows - 1) / kIntRows, pairs = (p.k + 1) / 2;
+  int64_t batches = 1;
+  for (int i = 0; i < p.batch_rank; ++i) batches *= p.batch[static_cast<size_t>(i)];
+  const int64_t grain = std::max<int64_t>(1, kGrainElements * 8 / (std::min(p.m, kIntRows) * p.k));
+  c.pool->parallel_for(batches * chunks * panels, grain, [&](int64_t begin, int64_t end, int worker) {
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t first = unit % panels * int_product::kColumns, row = unit / panels % chunks * kIntRows;
+      int64_t rest = unit / panels / chunks, at_a = row * p.k, at_b = first, at_y = row * p.n + first;
+      for (size_t i = 0; i < static_cast<size_t>(p.batch_rank); ++i) {
+        const int64_t index = rest % p.batch[i];
+        rest /= p.batch[i];
+        at_a += index * p.a_batch[i];
+        at_b += index * p.b_batch[i];
+        at_y += index * p.y_batch[i];
+      }
+      int_product::Panel panel;
+      panel.a = wide + at_a / p.k * pairs * 2;
+      panel.rows = std::min(kIntRows, p.m - row);
+      panel.pairs = pairs;
+      panel.k = p.k;
+      panel.b = b.as<const uint8_t>() + at_b;
+      panel.b_stride = p.n;
+      panel.columns = std::min(int_product::kColumns, p.n - first);
+      panel.b_signed = b.dtype == DType::kI8;
+      panel.b_zero = static_cast<int16_t>(b_zero);
+      panel.y = c.tensor(4).as<int32_t>() + at_y;
+      panel.y_stride = p.n;
+      panel.scratch = reinterpret_cast<int16_t*>(c.scratch(worker));
+      int_product::multiply(panel);
+    }
+  });
+}
+
 void matmul_int(const KernelCall& c) {
   const Tensor &a = c.tensor(0), &b = c.tensor(1), &y = c.tensor(4);
   const auto fits = [](const Tensor& t) { return t.dtype == DType::kI8 || t.dtype == DType::kU8; };
   c.require(fits(a) && fits(b) && y.dtype == DType::kI32, "its dtypes do not fit");
   const Product p = product_of(c, a, b, y, false, false);
-  if (y.size() == 0) return;
   const int32_t a_zero = zero_of(c, 2), b_zero = zero_of(c, 3);
+  if (y.size() == 0 || p.k == 0) {
+    std::memset(y.data, 0, y.nbytes());
+    return;
+  }
+  if (has_fast_int_product()) return fast_int_product(c, p, a_zero, b_zero);
   int32_t* out = y.as<int32_t>();
   const auto run = [&](auto* left, auto* right) {
     plain_product<int32_t>(

@@ -65,8 +65,8 @@ class ThreadPool {
   int64_t chunk_ = 1;
   std::vector<Share> shares_;
 
-  // While other processes hold the cores, a worker that was interrupted in a chunk makes everybody wait for its next time
-  // slice: after such a wait the caller works alone for a while.
+  // While other processes hold the cores, a worker that was interrupted in a chunk makes everybody wait for its next
+  // time slice: after such a wait the caller works alone for a while.
   std::chrono::steady_clock::time_point alone_until_{};
   std::chrono::nanoseconds backoff_{0};
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from edgec import _core
@@ -56,6 +55,8 @@ class ArtifactFile:
         chunks = entry.get("chunks")
         if chunks is None:
             return hashlib.sha256(data).hexdigest() == entry["sha256"]
+        from concurrent.futures import ThreadPoolExecutor
+
         pieces = (data[at : at + manifests.CHUNK] for at in range(0, len(data), manifests.CHUNK))
         with ThreadPoolExecutor(_core.default_threads()) as pool:
             return all(pool.map(lambda piece, want: hashlib.sha256(piece).hexdigest() == want, pieces, chunks))

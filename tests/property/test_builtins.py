@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -309,7 +314,7 @@ def test_matmul(batch, mnk, dtype, trans_a, trans_b, random, threads):
 @fuzz
 @given(
     st.lists(st.integers(1, 3), max_size=2),
-    st.tuples(st.integers(0, 20), st.integers(0, 20), st.integers(0, 20)),
+    st.tuples(st.integers(0, 20), st.integers(0, 40), st.integers(0, 40)),
     st.sampled_from(("int8", "uint8")),
     st.sampled_from(("int8", "uint8")),
     st.randoms(use_true_random=False),
@@ -323,6 +328,17 @@ def test_matmul_int(batch, mnk, a_dtype, b_dtype, random, threads):
     b = rng.integers(*full[b_dtype], (k, n)).astype(b_dtype)
     zeros = [None if random.random() < 0.3 else np.asarray(rng.integers(*full[d]), d) for d in (a_dtype, b_dtype)]
     agree("matmul_int", (a, b, *zeros), (), reference("matmul_int", a, b, *zeros), threads)
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 300, 513), (97, 33, 64), (200, 17, 301), (5, 1, 1)])
+def test_matmul_int_large(m, n, k):
+    rng = np.random.default_rng(m)
+    a = rng.integers(0, 256, (2, m, k)).astype(np.uint8)
+    b = rng.integers(-128, 128, (2, k, n)).astype(np.int8)
+    zeros = (np.uint8(0), np.int8(-128))
+    agree("matmul_int", (a, b, *map(np.asarray, zeros)), (), reference("matmul_int", a, b, *zeros), 2)
+    rows = np.full((1, k), 255, np.uint8), np.full((k, n), -128, np.int8)
+    agree("matmul_int", (*rows, None, None), (), reference("matmul_int", *rows, None, None), 2)
 
 
 def test_matmul_refuses_what_does_not_fit():
@@ -452,3 +468,20 @@ def test_gather_quantized(rows, dim, shape, index_dtype, random, threads):
     with pytest.raises(EdgecError, match=f"index {rows} is outside"):
         bad = np.asarray([rows])
         run("gather_quantized", packed, bad, form, rows, dim, out=[((1, dim), "f4")], threads=threads)
+
+
+def test_without_avx2():
+    """The same tests on the code for any CPU."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "matmul or reference or activation",
+    ]
+    files = [str(Path(__file__)), str(Path(__file__).with_name("test_recurrent.py"))]
+    done = subprocess.run([*command, *files], env={**os.environ, "EDGEC_DISABLE": "avx2,fma,f16c"}, capture_output=True)
+    assert done.returncode == 0, done.stdout.decode()[-3000:]

@@ -25,6 +25,7 @@ from edgec.rewrites.pattern import b, const, optional, p, var
 MODES = ("fp32", "int8", "int4")
 TINY = 4096  # weights of fewer elements gain nothing: the call costs more than reading them
 SMALL, SHARE = 1 << 16, 0.15  # elements up to which, and share of all constants below which, 4 bits don't pay
+SAMPLE_ROWS = 128  # enough to tell two schemes apart
 NARROW = 16  # neither N nor K below this
 LOW_SNR_DB = 17.0  # int4 below this signal-to-noise ratio becomes int8 (a normal distribution at group 32 has 20 dB)
 LOW_SNR_8_DB = 25.0  # int8 below this stays float (a normal distribution at group 128 has 44 dB)
@@ -153,11 +154,10 @@ def quantize_array(w: np.ndarray, encoding: Quantized, importance=None, threads:
     return kernels.quantize(w, encoding.bits, encoding.group, not encoding.zero, True, importance, threads)
 
 
-def encoded(data: Data, encoding: Quantized, importance=None, threads: int = 0) -> tuple[Data, float]:
-    """The constant in that encoding, and its signal-to-noise ratio in dB."""
-    w = data.array().astype(np.float32, copy=False)
+def encoded(w: np.ndarray, encoding: Quantized, importance=None, threads: int = 0) -> tuple[Data, float]:
+    """The weight [N, K] in that encoding, and its signal-to-noise ratio in dB."""
     q, scale, zero = quantize_array(w, encoding, importance, threads)
-    new = Data.quantized(TensorType("f32", data.type.shape, encoding), q, scale, zero)
+    new = Data.quantized(TensorType("f32", w.shape, encoding), q, scale, zero)
     noise = signal = 0.0
     rows = max(1, (1 << 22) // max(w.shape[1], 1))
     group = encoding.group or max(w.shape[1], 1)
@@ -258,18 +258,19 @@ class Quantizer:
             return keep("the table is small")
         if role != "embedding" and (n * k < TINY or min(n, k) < NARROW):
             return keep("too small to gain")
-        if not _finite(data.array()):
+        w = data.array().astype(np.float32, copy=False)
+        if not _finite(w):
             return keep("it holds numbers that are not finite")
         importance = self._importance.get(data.key)
         why = "embeddings are read in 8 bits" if role != "linear" and options.weights == "int4" else ""
         if role == "linear" and options.weights == "int4" and n * k <= min(SMALL, SHARE * self._total):
             why = "so small a part of the model that 4 bits save little over 8"
         elif role == "linear" and options.weights == "int4":
-            new, snr = self._four_bits(data, importance)
+            new, snr = self._four_bits(w, importance)
             if snr >= LOW_SNR_DB:
                 return as_chosen(new, snr)
             why = f"int4 would leave {snr:.1f} dB"
-        new, snr = encoded(data, Quantized(8, self._group(k)), importance, options.threads)
+        new, snr = encoded(w, Quantized(8, self._group(k)), importance, options.threads)
         if snr < LOW_SNR_8_DB:
             return keep(f"int8 would leave {snr:.1f} dB")
         return as_chosen(new, snr, why)
@@ -281,13 +282,16 @@ class Quantizer:
             group //= 2
         return group
 
-    def _four_bits(self, data: Data, importance) -> tuple[Data, float]:
-        options = self.options
-        wanted = {"symmetric": (False,), "asymmetric": (True,), "best": (False, True)}[options.scheme]
-        results = [encoded(data, Quantized(4, options.group, z), importance, options.threads) for z in wanted]
-        if len(results) == 2 and results[1][1] < results[0][1] + options.worthwhile_db:
-            return results[0]
-        return results[-1]
+    def _four_bits(self, w: np.ndarray, importance) -> tuple[Data, float]:
+        """With zero points or without; "best" asks a sample of the rows."""
+        options, zero = self.options, self.options.scheme == "asymmetric"
+        if options.scheme == "best":
+            sample = np.ascontiguousarray(w[:: max(1, w.shape[0] // SAMPLE_ROWS)])
+            plain, shifted = (
+                encoded(sample, Quantized(4, options.group, z), importance, options.threads)[1] for z in (False, True)
+            )
+            zero = shifted >= plain + options.worthwhile_db
+        return encoded(w, Quantized(4, options.group, zero), importance, options.threads)
 
     # --- rules -----------------------------------------------------------------------------------------------------
 

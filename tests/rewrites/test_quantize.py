@@ -81,12 +81,12 @@ def test_importance_moves_the_error_to_other_columns():
 
 @pytest.mark.parametrize("encoding", [Quantized(4, 32), Quantized(4, 64, True), Quantized(8, 32), Quantized(8, 0)])
 def test_encoded_constant_is_what_its_ratio_says(encoding):
-    data = weights(24, 96)["data"]
-    new, snr = encoded(data, encoding)
-    noise = np.square(new.array().astype(np.float64) - data.array()).sum()
-    assert snr == pytest.approx(10 * np.log10(np.square(data.array(), dtype=np.float64).sum() / noise), rel=1e-3)
+    w = weights(24, 96)["data"].array()
+    new, snr = encoded(w, encoding)
+    noise = np.square(new.array().astype(np.float64) - w).sum()
+    assert snr == pytest.approx(10 * np.log10(np.square(w, dtype=np.float64).sum() / noise), rel=1e-3)
     assert snr > (35 if encoding.bits == 8 else 17)
-    assert new.type.encoding == encoding and new.type.shape == data.type.shape
+    assert new.type.encoding == encoding and new.type.shape == w.shape
 
 
 def net(x_columns=96, n=704, table=None):

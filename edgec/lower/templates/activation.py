@@ -30,7 +30,7 @@ _ACTIVATIONS: dict[str, Callable] = {
     "relu6": lambda b, x: _clip(b, x, 0.0, 6.0),
     "gelu": _op("gelu", approximate="none"),
     "gelu_tanh": _op("gelu", approximate="tanh"),
-    "silu": lambda b, x: x * scalar._OPS["sigmoid"](b, {}, x),
+    "silu": _op("silu"),
     "tanh": _op("tanh"),
     "sigmoid": _op("sigmoid"),
     "hard_swish": lambda b, x: x * _clip(b, b.let(x * _like(1 / 6, x) + _like(0.5, x)), 0.0, 1.0),

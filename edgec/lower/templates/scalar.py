@@ -241,6 +241,10 @@ def _sigmoid(b, node, x):
     return T.Select(x >= _like(0.0, x), _like(1.0, x), e) / (_like(1.0, x) + e)
 
 
+def _silu(b, node, x):
+    return vecmath.silu(b, x) if str(x.ty.dtype).startswith("float32") else x * _sigmoid(b, node, x)
+
+
 def _softplus(b, node, x):
     """max(x, 0) + log1p(e**-|x|)."""
     e = b.let(_OPS["exp"](b, node, b.let(T.Select(x > _like(0.0, x), _like(0.0, x) - x, x))))
@@ -291,7 +295,7 @@ _OPS: dict[str, Callable] = {
     "rsqrt": lambda b, node, x: _like(1.0, x) / llvm("sqrt", x), "reciprocal": lambda b, node, x: _like(1.0, x) / x,
     "exp": _vector(vecmath.exp, "exp"), "log": _vector(vecmath.log, "log"), "tanh": _vector(vecmath.tanh, "tanh"),
     "erf": _vector(vecmath.erf, "erf"), "sigmoid": _sigmoid, "softplus": _softplus, "gelu": _gelu,
-    "silu": lambda b, node, x: x * _sigmoid(b, node, x),
+    "silu": _silu,
     "sin": _call("sin"), "cos": _call("cos"), "tan": _call("tan"), "asin": _call("asin"), "acos": _call("acos"),
     "atan": _call("atan"), "sinh": _call("sinh"), "cosh": _call("cosh"), "asinh": _call("asinh"),
     "acosh": _call("acosh"),

@@ -100,9 +100,13 @@ def log(b: Builder, x):
 
 
 def sigmoid(b: Builder, x):
-    """Exactly 0 below -87.3, so that x sigmoid(x) is small there too."""
-    y = _f(1.0, x) / (_f(1.0, x) + _scaled(b, _clamp(b, b.let(_f(0.0, x) - x), -87.0, 88.0)))
-    return b.let(T.Select(x < _f(_EXP_LOW, x), _f(0.0, x), y))
+    """No smaller than 6e-39."""
+    return b.let(_f(1.0, x) / (_f(1.0, x) + _scaled(b, _clamp(b, b.let(_f(0.0, x) - x), -87.0, 88.0))))
+
+
+def silu(b: Builder, x):
+    """x sigmoid(x), with a sigmoid of exactly 0 where a large x would show that it isn't."""
+    return b.let(x * T.Select(x < _f(_EXP_LOW, x), _f(0.0, x), sigmoid(b, x)))
 
 
 def _ratio(b: Builder, x, fitted):

@@ -50,11 +50,13 @@ def resizes(draw):
         roi = tuple(draw(st.sampled_from((0.0, 0.25, -0.2))) for _ in shape)
         roi += tuple(draw(st.sampled_from((1.0, 0.75, 1.3))) for _ in shape)
     return {
-        "shape": shape, "open": draw(st.booleans()), "dtype": draw(st.sampled_from(("f32", "f32", "f16", "f64", "u8", "i32"))),
+        "shape": shape, "open": draw(st.booleans()),
+        "dtype": draw(st.sampled_from(("f32", "f32", "f16", "f64", "u8", "i32"))),
         "cuts": draw(st.lists(st.floats(0, 1), max_size=2)),
         "attrs": {"sizes": tuple(sizes), "scales": tuple(scales), "roi": roi, "mode": mode, "coordinates": coordinates,
                   "nearest": draw(st.sampled_from(NEAREST)), "exclude_outside": mode == "cubic" and draw(st.booleans()),
-                  "antialias": mode != "nearest" and draw(st.booleans()), "extrapolation": draw(st.sampled_from((0.0, 7.0)))},
+                  "antialias": mode != "nearest" and draw(st.booleans()),
+                  "extrapolation": draw(st.sampled_from((0.0, 7.0)))},
     }  # fmt: skip
 
 

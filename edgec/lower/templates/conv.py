@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from tvm import tirx as T
@@ -53,7 +54,7 @@ class Packing:
     rows: int
     dtype: str
 
-    def shape(self, w: tuple[int, ...]) -> tuple[int, ...]:
+    def shape(self, w: tuple[Any, ...]) -> tuple[int, ...]:
         return (self.group, -(-(w[0] // self.group) // self.rows), w[1], math.prod(w[2:]), self.rows)
 
     def packed(self, data: Data) -> Data:
@@ -257,6 +258,7 @@ def build(group: Group, b: Builder, target: Target) -> tuple[Dim, int]:
     """Emits the function; returns its extent and grain."""
     node = group.outputs[0]
     x, w, bias, residual = node.inputs
+    assert x is not None and w is not None
     groups = node["group"]
     axes = window_axes(x.shape[2:], node.shape[2:], w.shape[2:], node["strides"], node["pads"], node["dilations"])
     field = Field(axes)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from tvm import tirx as T
@@ -27,6 +28,8 @@ def supports(node) -> str | None:
     """Why this template can't compute a conv_transpose node; None where it can."""
     if not all(isinstance(p, int) for p in node["pads"]):
         return "conv_transpose with padding known at run time only"
+    if not all(isinstance(d, int) for d in node.inputs[1].shape):
+        return "conv_transpose with weights of a shape known at run time only"
     return conv.supports(node)
 
 
@@ -75,7 +78,7 @@ class Packing:
     dtype: str
     axes: tuple[Phases, ...]
 
-    def shape(self, w: tuple[int, ...]) -> tuple[int, ...]:
+    def shape(self, w: tuple[Any, ...]) -> tuple[int, ...]:
         rows = w[1] * math.prod(a.stride for a in self.axes)
         taps = math.prod(len(a.taps) for a in self.axes)
         return (self.group, -(-rows // self.rows), w[0] // self.group, taps, self.rows)
@@ -91,7 +94,7 @@ class Packing:
         out = np.zeros((group, blocks * rows, channels, taps), numpy_dtype(self.dtype))
         w = w.reshape(group, channels, *w.shape[1:])
         for at, phase, tap in placed(self.axes):
-            out[:, phase : m * phases : phases, :, tap] = np.swapaxes(w[(..., *at)], 1, 2)
+            out[:, phase : m * phases : phases, :, tap] = np.swapaxes(w[(slice(None),) * 3 + at], 1, 2)
         return np.ascontiguousarray(out.reshape(group, blocks, rows, channels, taps).transpose(0, 1, 3, 4, 2))
 
 
@@ -123,11 +126,12 @@ def build(group: Group, b: Builder, target: Target) -> tuple[Dim, int]:
     """Emits the function; returns its extent and grain."""
     node = group.outputs[0]
     x, w, bias = node.inputs
+    assert x is not None and w is not None
     n, groups = node.rank - 2, node["group"]
     phases = tuple(Phases(*a) for a in zip(w.shape[2:], node["strides"], node["pads"][:n], node["dilations"]))
     field = Field([Axis(x.shape[2 + i], ceildiv(node.shape[2 + i], a.stride), 1, -a.first, a.taps)
                    for i, a in enumerate(phases)], merge=False)  # fmt: skip
-    channels, rows = x.shape[1] // groups, w.shape[1]
+    channels, rows = w.shape[0] // groups, w.shape[1]
     strides = (1,) * (3 - n) + tuple(node["strides"])
     sizes = (1,) * (3 - n) + tuple(node.shape[2:])
     parts = math.prod(strides)

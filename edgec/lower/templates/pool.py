@@ -105,6 +105,7 @@ def build(group: Group, b: Builder, target: Target) -> tuple[Dim, int]:
     """Emits the function; returns its extent and grain."""
     node = group.outputs[0]
     x = node.inputs[0]
+    assert x is not None
     register = REGISTER.get(node.dtype, node.dtype)
     lanes = target.vector_bits // 8 // dtype_size(register)
     axes = window_axes(x.shape[2:], node.shape[2:], node["kernel"], node["strides"], node["pads"], node["dilations"])

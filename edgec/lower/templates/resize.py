@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from tvm import tirx as T
@@ -85,7 +86,9 @@ class Table:
         out = max_dim(axis.out, 0)
         self.count, self.out = b.let(b.dim(self.taps)), b.let(b.dim(axis.out))
         self.at = b.pointer(("scratch", out * self.taps * 8), "i64")
-        self.weight = None if self.nearest else b.pointer(("scratch", out * self.taps * dtype_size(register)), register)
+        self.weight: Any = (
+            None if self.nearest else b.pointer(("scratch", out * self.taps * dtype_size(register)), register)
+        )
         self.outside = None
         if node["coordinates"] == "tf_crop_and_resize":
             self.outside = b.pointer(("scratch", out * 4), "f32")
@@ -209,14 +212,14 @@ class Resize:
         self.lanes = target.vector_bits // 8 // width
         self.x = b.pointer(("value", node.inputs[0]), self.dtype)
         self.y = b.pointer(("value", node), self.dtype)
-        self.factor = repeats(node, self.axes[-1])
+        self.factor = repeats(node, self.axes[-1]) or 0
         self.tables: dict[int, Table] = {}
         for k, axis in enumerate(self.axes):
             if axis.resized and not (self.factor and k == len(self.axes) - 1):
                 self.tables[k] = Table(b, node, axis, self.register)
         self.last = len(self.axes) - 1
         self.blended = not self.nearest and any(k != self.last for k in self.tables)
-        self.row = None
+        self.row: Any = None
         if self.blended:
             self.row = b.pointer(("scratch", self.axes[-1].size * dtype_size(self.register)), self.register)
         filler = T.FloatImm("float64" if self.register == "f64" else "float32", float(node["extrapolation"]))
@@ -229,7 +232,8 @@ class Resize:
         strides_at = [b.let(b.dim(s)) for s in strides]
         sizes = [b.let(b.dim(a.out)) for a in outer]
         with b.loop(b.end - b.begin, b.begin, stem="u") as u:
-            at, rest = [], u
+            at: list = []
+            rest = u
             for size in reversed(sizes[1:]):
                 above = b.let(T.truncdiv(rest, size))
                 at.insert(0, b.let(rest - above * size))

@@ -80,7 +80,7 @@ class Field:
         return phase, (d * self.rows + h) * self.pitch + w
 
     def taps(self) -> list[tuple[int, int, int]]:
-        return list(itertools.product(*(a.taps for a in self.axes)))
+        return list(itertools.product(self.axes[0].taps, self.axes[1].taps, self.axes[2].taps))
 
 
 def clamp(b: Builder, x, low, high):

@@ -40,24 +40,51 @@ Shape shape_of(const Format& f, int64_t k) {
   return s;
 }
 
-// Where column c's nibble or byte for position k of a block lies.
-struct Place {
-  int64_t byte;
-  int shift;
-};
-Place place4(int64_t c, int64_t k) {
-  return {c / 8 * 128 + c % 8 * 4 + k / 8 * 32 + k % 4, static_cast<int>(k / 4 % 2 * 4)};
-}
-int64_t place8(int64_t c, int64_t k) { return c / 8 * 256 + c % 8 * 4 + k / 4 * 32 + k % 4; }
+// Four k of one column travel together, as 32 bits: where those of k = 4i .. 4i + 3 (int8), or of k = 8i .. 8i + 7
+// (int4, the first four in the low nibbles), lie in a block.
+int64_t word8(int64_t c, int64_t i) { return c / 8 * 256 + c % 8 * 4 + i * 32; }
+int64_t word4(int64_t c, int64_t i) { return c / 8 * 128 + c % 8 * 4 + i * 32; }
+constexpr uint32_t kNibbles = 0x0f0f0f0f, kEights = 0x08080808;
 
-// Calls f(header, group) for each group and g(data, block, group) for each block of a panel.
+uint32_t load32(const uint8_t* p) {
+  uint32_t v;
+  std::memcpy(&v, p, 4);
+  return v;
+}
+void store32(uint8_t* p, uint32_t v) { std::memcpy(p, &v, 4); }
+
+// One column's 32 values into a block, and back. flip: kEights for s4, whose nibbles are q + 8.
+void put_column(const uint8_t* q, bool int8, uint32_t flip, int64_t c, uint8_t* block) {
+  if (int8) {
+    for (int64_t i = 0; i < 8; ++i) std::memcpy(block + word8(c, i), q + 4 * i, 4);
+    return;
+  }
+  for (int64_t i = 0; i < 4; ++i) {
+    const uint32_t low = (load32(q + 8 * i) ^ flip) & kNibbles, high = (load32(q + 8 * i + 4) ^ flip) & kNibbles;
+    store32(block + word4(c, i), low | high << 4);
+  }
+}
+void get_column(const uint8_t* block, bool int8, uint32_t flip, int64_t c, uint8_t* q) {
+  if (int8) {
+    for (int64_t i = 0; i < 8; ++i) std::memcpy(q + 4 * i, block + word8(c, i), 4);
+    return;
+  }
+  for (int64_t i = 0; i < 4; ++i) {
+    const uint32_t both = load32(block + word4(c, i));
+    store32(q + 8 * i, both & kNibbles);
+    store32(q + 8 * i + 4, both >> 4 & kNibbles);
+  }
+  for (int64_t i = 0; i < kBlock && flip; ++i) q[i] = static_cast<uint8_t>(q[i] - 8);
+}
+
+// Calls on_group(header, group) for each group and on_block(data, block) for each block of a panel.
 template <class F, class G>
 void walk(const Shape& s, Family family, int64_t panel_offset, F&& on_group, G&& on_block) {
   int64_t at = panel_offset;
   for (int64_t g = 0, b = 0; g < s.groups; ++g) {
     on_group(at, g);
     at += header_bytes(family);
-    for (int64_t i = 0; i < s.group_blocks && b < s.blocks; ++i, ++b, at += data_bytes(family)) on_block(at, b, g);
+    for (int64_t i = 0; i < s.group_blocks && b < s.blocks; ++i, ++b, at += data_bytes(family)) on_block(at, b);
   }
 }
 
@@ -109,7 +136,6 @@ void pack_panels(const Format& f, const void* q, const uint16_t* scale, const ui
       }
       continue;
     }
-    const bool s8 = f.family == Family::kS8N16K4;
     walk(
         s, f.family, p * s.panel_bytes,
         [&](int64_t at, int64_t g) {
@@ -118,18 +144,13 @@ void pack_panels(const Format& f, const void* q, const uint16_t* scale, const ui
             if (!f.symmetric) out[at + 32 + c / 2] |= (zero[(column + c) * s.groups + g] & 15) << (c % 2 * 4);
           }
         },
-        [&](int64_t at, int64_t b, int64_t) {
+        [&](int64_t at, int64_t b) {
           const int64_t length = std::min(kBlock, k - b * kBlock);
           for (int64_t c = 0; c < valid; ++c) {
             const uint8_t* from = bytes + (column + c) * k + b * kBlock;
-            for (int64_t i = 0; i < length; ++i) {
-              if (s8) {
-                out[at + place8(c, i)] = from[i];
-              } else {
-                const Place to = place4(c, i);
-                out[at + to.byte] |= ((from[i] + (f.symmetric ? 8 : 0)) & 15) << to.shift;
-              }
-            }
+            uint8_t padded[kBlock] = {};
+            if (length < kBlock) from = static_cast<const uint8_t*>(std::memcpy(padded, from, length));
+            put_column(from, f.bits == 8, f.symmetric ? kEights : 0, c, out + at);
           }
         });
   }
@@ -158,7 +179,6 @@ void unpack_panels(const Format& f, const void* packed, int64_t n, int64_t k, in
       }
       continue;
     }
-    const bool s8 = f.family == Family::kS8N16K4;
     walk(
         s, f.family, p * s.panel_bytes,
         [&](int64_t at, int64_t g) {
@@ -167,15 +187,12 @@ void unpack_panels(const Format& f, const void* packed, int64_t n, int64_t k, in
             if (!f.symmetric) zero[(column + c) * s.groups + g] = in[at + 32 + c / 2] >> (c % 2 * 4) & 15;
           }
         },
-        [&](int64_t at, int64_t b, int64_t) {
+        [&](int64_t at, int64_t b) {
           const int64_t length = std::min(kBlock, k - b * kBlock);
           for (int64_t c = 0; c < valid; ++c) {
-            uint8_t* to = bytes + (column + c) * k + b * kBlock;
-            for (int64_t i = 0; i < length; ++i) {
-              const Place from = place4(c, i);
-              to[i] = s8 ? in[at + place8(c, i)]
-                         : static_cast<uint8_t>((in[at + from.byte] >> from.shift & 15) - (f.symmetric ? 8 : 0));
-            }
+            uint8_t column_values[kBlock];
+            get_column(in + at, f.bits == 8, f.symmetric ? kEights : 0, c, column_values);
+            std::memcpy(bytes + (column + c) * k + b * kBlock, column_values, length);
           }
         });
   }

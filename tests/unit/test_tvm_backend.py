@@ -63,7 +63,8 @@ def test_every_target_compiles_to_the_same_bytes_twice(name):
     made = []
     for _ in range(2):
         backend = TvmBackend(target)
-        for g in some_groups():
+        several = [group_of("map", [make("add", leaf("x", (9, k)), leaf("y", (k,)))]) for k in range(20, 30)]
+        for g in (*some_groups(), *several):  # enough to be compiled in parts
             backend.add(g)
         made.append(link(backend.compile(), target))
     assert made[0] == made[1]

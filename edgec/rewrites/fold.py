@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 
 from edgec.ir.dims import product
@@ -21,6 +23,9 @@ FOLDABLE = tuple(
 )
 
 
+_transposed: weakref.WeakKeyDictionary[Data, tuple[Data, tuple[int, ...]]] = weakref.WeakKeyDictionary()
+
+
 def is_constant(node: Node | None) -> bool:
     """A plain constant: not quantized, not packed."""
     return node is None or (node.op == "constant" and node.type.encoding is None and node.type.layout == "row")
@@ -37,6 +42,10 @@ def folded(node: Node) -> Node:
     that a chain of transposes over weights on disk costs no memory."""
     op, attrs = node.op, dict(node.attrs)
     datas = [None if i is None else i["data"] for i in node.inputs]
+    if op == "transpose" and datas[0] in _transposed:  # twice: a tied table stays the one constant that it is
+        source, perm = _transposed[datas[0]]
+        perm = tuple(perm[i] for i in attrs["perm"])
+        return constant(source) if perm == tuple(range(len(perm))) else folded(make(op, constant(source), perm=perm))
 
     def compute() -> np.ndarray:
         with np.errstate(all="ignore"):
@@ -48,7 +57,10 @@ def folded(node: Node) -> Node:
     if size <= SMALL or op.startswith(("gather", "scatter")):  # these may refuse the indices
         return constant(compute())
     key = ("fold", op, tuple(_hashable(v) for _, v in sorted(attrs.items())), tuple(d and d.key for d in datas))
-    return constant(Data(node.type, key, lambda: {"value": compute()}))
+    new = Data(node.type, key, lambda: {"value": compute()})
+    if op == "transpose":
+        _transposed[new] = (datas[0], attrs["perm"])
+    return constant(new)
 
 
 def const_node(op: str, *inputs: Node | None, **attrs) -> Node:

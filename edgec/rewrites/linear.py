@@ -111,6 +111,8 @@ def bias(m: Match):
 )
 def scale_into_weights(m: Match):
     """BatchNorm after a convolution, and the scale of attention on q or k."""
+    if not m.single(m.w):
+        return "the weights are read elsewhere too, as tied ones are"
     vector = _channels(m.node, m.c) if m.node.shape == m.root.shape else None
     if vector is None:
         return "the constant is not one number a channel"
@@ -152,10 +154,15 @@ _PADDED = _CONV | {"pads": (1, 0, 0, 0)}
         lambda: b.linear(b.mul(f32("x", "s", 5), weights(5, seed=4)), weights(7, 5)),
         lambda: b.conv(b.mul(f32("x", 1, 2, 4, 4), weights(2, 1, 1)), weights(3, 2, 2, 2), **_PADDED),
     ],
-    misses=[lambda: b.linear(b.mul(f32("x", 4, 5), weights(4, 1)), weights(7, 5))],
+    misses=[
+        lambda: b.linear(b.mul(f32("x", 4, 5), weights(4, 1)), weights(7, 5)),
+        lambda: b.sub(b.linear(b.mul(f32("x", 4, 5), num(2)), weights(7, 5)), b.linear(f32("y", 4, 5), weights(7, 5))),
+    ],
     into=RULES,
 )
 def scale_before(m: Match):
+    if not m.single(m.w):
+        return "the weights are read elsewhere too, as tied ones are"
     vector = _columns(m.node, m.x, m.c) if m.x.shape == m.node.inputs[0].shape else None
     if vector is None:
         return "the constant is not one number an input channel"

@@ -68,7 +68,7 @@ class Choice:
     """What became of one weight. bits 32: left as it was; `reason` says why it is not of the bits asked for."""
 
     name: str
-    role: str  # "linear", "embedding" or "both"
+    role: str  # "linear" or "embedding"; a tied table is both, each read in a packed format of its own
     shape: tuple[int, ...]
     bits: int
     group: int
@@ -210,14 +210,13 @@ def _finite(w: np.ndarray) -> bool:
 
 
 class Quantizer:
-    """Decides for each constant once, whoever reads it; `choices` is the report."""
+    """Decides for each constant and role once, whoever reads it; `choices` is the report."""
 
     def __init__(self, options: Options, graph: Graph | None = None):
         self.options = options
         self.choices: dict[object, Choice] = {}
         self._encoded: dict[object, Data | None] = {}
         self._names: dict[object, str] = {}
-        self._roles: dict[object, set[str]] = {}
         self._importance = dict(options.importance)
         constants = {c["data"].key: c for c in (graph.nodes() if graph else ()) if c.op == "constant"}
         self._total = sum(math.prod(c.shape) for c in constants.values())
@@ -226,24 +225,22 @@ class Quantizer:
                 if node.op == {"linear": "linear", "embedding": "gather"}[role]:
                     w = node.inputs[position]
                     if w is not None and w.op == "constant":
-                        self._roles.setdefault(w["data"].key, set()).add(role)
-                        self._names.setdefault(w["data"].key, graph.origin(node) if graph else node.op)
+                        self._names.setdefault((w["data"].key, role), graph.origin(node) if graph else node.op)
                         importance = _after_norm(node.inputs[0]) if role == "linear" else None
                         if importance is not None:
                             self._importance.setdefault(w["data"].key, importance)
 
     def encode(self, data: Data, role: str) -> Data | str:
         """The constant's encoded form, or the reason why it stays."""
-        if data.key not in self._encoded:
-            roles = self._roles.get(data.key, {role})
-            role = "both" if len(roles) == 2 else next(iter(roles))
-            self._encoded[data.key], self.choices[data.key] = self._decide(data, role)
-        return self._encoded[data.key] or self.choices[data.key].reason
+        key = (data.key, role)
+        if key not in self._encoded:
+            self._encoded[key], self.choices[key] = self._decide(data, role)
+        return self._encoded[key] or self.choices[key].reason
 
     def _decide(self, data: Data, role: str) -> tuple[Data | None, Choice]:
         options, shape = self.options, data.type.shape
         n, k = shape
-        name = self._names.get(data.key, role)
+        name = self._names.get((data.key, role), role)
 
         def keep(reason: str):
             return None, Choice(name, role, shape, 32, 0, False, math.inf, nbytes(shape, None), reason)

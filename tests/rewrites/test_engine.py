@@ -184,3 +184,13 @@ def test_a_branch_is_rewritten_inside_and_stays_lazy():
     after = run(graph, PHASES)
     assert after.outputs[0][1].inputs[1].op == "gather"
     assert evaluate(after, {"i": np.int64(9)})["y0"] == -1
+
+
+def test_a_transposed_table_stays_one_constant():
+    """embedding and head of a tied model: gather(w), matmul(x, transpose(w))."""
+    w = weights(300, 40)
+    x = b.gather(w, i64("i", 2, "s"), axis=0)
+    graph = graph_of(b.matmul(b.rms_norm(x, axis=2, eps=1e-5), b.transpose(w, perm=(1, 0))))
+    after = run(graph, PHASES)
+    assert [n.op for n in after.nodes() if n.op != "constant"] == ["input", "gather", "rms_norm", "linear"]
+    assert after.outputs[0][1].inputs[1] is w

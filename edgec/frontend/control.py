@@ -19,18 +19,17 @@ def if_(c: Call):
         branch = c.need_attr("then_branch" if known.reshape(-1)[0] else "else_branch")
         return c.importer.subgraph(branch, [], label)
     sides = [c.importer.subgraph(c.need_attr(f"{side}_branch"), [], f"{label}.{side}") for side in ("then", "else")]
-    return [_branch(reshape(condition, ()), a, b) for a, b in zip(*sides)]
+    return [_branch(c, reshape(condition, ()), a, b) for a, b in zip(*sides)]
 
 
-def _branch(condition: Node, a, b):
+def _branch(c: Call, condition: Node, a, b):
     if not isinstance(a, Node) or not isinstance(b, Node):
         raise Unsupported("a branch yields a sequence or an optional, and which one runs is known at run time only")
     if a.type != b.type:
         if a.dtype != b.dtype:
             raise ValueError(f"the branches yield {a.dtype} and {b.dtype}")
         if a.rank != b.rank or not all(same_dims(p, q) for p, q in zip(a.shape, b.shape)):
-            raise Unsupported(f"the branches yield different shapes, {a.type} and {b.type}",
-                              "Give the condition as a constant: --const")  # fmt: skip
+            raise c.blame(condition, f"the condition (the branches yield {a.type} and {b.type})")
         b = reshape(b, a.shape)
     return emit("branch", condition, a, b)
 

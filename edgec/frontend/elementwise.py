@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from edgec.frontend.emit import cast, emit, full, op, reshape
-from edgec.frontend.registry import Call, onnx_op
+from edgec.frontend.registry import Call, Unsupported, onnx_op
 from edgec.ir.node import Node, constant
 from edgec.ir.types import FLOATS, INTS, numpy_dtype
 
@@ -201,10 +201,9 @@ def dropout(c: Call):
         training = c.array(2, "training_mode")
         ratio = float(c.array(1, "ratio")) if c.has(1) else 0.5
         if training.any() and ratio != 0:
-            from edgec.frontend.registry import Unsupported
-
             raise Unsupported("it drops at random (training mode)", "Export the model for inference")
-    return c.x, full(c.x.shape, True, "bool") if c.wants(1) else None
+    # before opset 12 the mask of inference is False, as onnxruntime has it
+    return c.x, full(c.x.shape, c.version >= 12, "bool" if c.version >= 10 else c.x.dtype) if c.wants(1) else None
 
 
 def lowest(dtype: str):

@@ -72,6 +72,13 @@ def resize(c: Call):
         for i, a in enumerate(axes):
             roi[a], roi[x.rank + a] = given[i], given[i + len(axes)]
     nearest = c.attr("nearest_mode", "floor" if c.version < 11 else "round_prefer_floor")
+    shrunk = [s != 0 and s < 1 for s in scales]
+    if c.version < 11 and mode == "nearest" and any(shrunk):
+        # opset 10 leaves the rounding open; onnxruntime rounds up where it shrinks and down elsewhere
+        how = {"mode": mode, "coordinates": coordinates}
+        half, part = zip(*((s, k) if s_ else (d, 1.0) for s, k, d, s_ in zip(sizes, scales, x.shape, shrunk)))
+        x = op.resize(x, sizes=half, scales=part, nearest="ceil", **how)
+        scales = [1.0 if s_ else k for k, s_ in zip(scales, shrunk)]
     return op.resize(x, sizes=tuple(sizes), scales=tuple(scales), roi=tuple(roi), mode=mode, coordinates=coordinates,
                      nearest=nearest, cubic_a=c.attr("cubic_coeff_a", -0.75), antialias=antialias,
                      exclude_outside=bool(c.attr("exclude_outside", 0)),

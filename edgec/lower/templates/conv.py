@@ -158,7 +158,7 @@ class Product:
         """epilogue(n, g, first position, how many) after each block."""
         b = self.b
         copy = Copy(b, self.field, self.x, self.node.inputs[0].dtype, self.panel, self.lanes, b.dim(self.span))
-        self.offsets = tap_table(b, self.field, self.taps, b.let(b.dim(self.span)))
+        self.offsets = tap_table(b, self.field, b.let(b.dim(self.span)))
         tiles = b.let(b.dim(self.tiles))
         positions = b.let(b.dim(self.field.positions))
         reach = b.let(b.dim(self.field.reach))

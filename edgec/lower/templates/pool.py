@@ -121,7 +121,7 @@ def build(group: Group, b: Builder, target: Target) -> tuple[Dim, int]:
     panel = b.pointer(("scratch", span * (field.phases * dtype_size(register))), register)
     fill = 0.0 if average else _least(register)
     copy = Copy(b, field, source, x.dtype, panel, lanes, b.let(b.dim(span)), fill)
-    taps = tap_table(b, field, field.taps(), b.let(b.dim(span)))
+    taps = tap_table(b, field, b.let(b.dim(span)))
     divisor = Divisor(b, node, field, register) if average else None
     total = b.let(b.dim(positions))
     many = b.let(b.dim(blocks))

@@ -122,15 +122,29 @@ def plane_and_row(b: Builder, field: Field, r):
 UNROLLED = 12  # taps, at most, in code
 
 
-def tap_table(b: Builder, field: Field, taps, span):
+def tap_table(b: Builder, field: Field, span):
     """Where each tap is in a panel of phases of `span` elements: values where taps are few, else a table in scratch."""
-    places = [span * i64(p) + b.dim(d) for p, d in map(field.tap, taps)]
-    if len(places) <= UNROLLED:
-        return [b.let(p) for p in places]
-    table = b.pointer(("scratch", len(places) * 8), "i64")
-    for k, p in enumerate(places):
-        b.emit(T.BufferStore(table, p, [i64(k)]))
-    return table, len(places)
+    taps = field.taps()
+    if len(taps) <= UNROLLED:
+        return [b.let(span * i64(p) + b.dim(d)) for p, d in map(field.tap, taps)]
+    table = b.pointer(("scratch", len(taps) * 8), "i64")
+    counts = [len(a.taps) for a in field.axes]
+    steps = [a.taps[1] - a.taps[0] if len(a.taps) > 1 else 0 for a in field.axes]
+    if any(a.taps != tuple(a.taps[0] + i * s for i in range(n)) for a, n, s in zip(field.axes, counts, steps)):
+        for k, (p, d) in enumerate(map(field.tap, taps)):
+            b.emit(T.BufferStore(table, span * i64(p) + b.dim(d), [i64(k)]))
+        return table, len(taps)
+    with b.loop(counts[0]) as i, b.loop(counts[1]) as j, b.loop(counts[2]) as k:
+        phase, offset = i64(0), i64(0)
+        scales = (b.dim(1), b.dim(field.rows), b.dim(field.pitch))
+        for a, at, step, scale in zip(field.axes, (i, j, k), steps, scales):
+            tap = b.let(at * i64(step) + i64(a.taps[0]))
+            whole = b.let(T.truncdiv(tap, i64(a.stride)))
+            phase = phase * i64(a.phases) + (tap - whole * i64(a.stride))
+            offset = offset * scale + whole
+        number = (i * i64(counts[1]) + j) * i64(counts[2]) + k
+        b.emit(T.BufferStore(table, span * phase + offset, [number]))
+    return table, len(taps)
 
 
 def load_taps(b: Builder, table, body: Callable[[object, object], None]) -> None:

@@ -240,7 +240,8 @@ void gemm(const Floats& x, const Bytes& packed, const std::string& name, int64_t
   ek::linear(args, pool.lend, scratch.get(), kernel);
 }
 
-// The same product with each of several weights, results overwriting each other: for benchmarks, without Python between.
+// The same product with each of several weights, results overwriting each other: for benchmarks, without Python
+// between.
 void gemm_each(const Floats& x, const std::vector<Bytes>& weights, const std::string& name, int64_t n, int64_t k,
                Floats& out, int threads) {
   const ek::Format& format = format_of(name);

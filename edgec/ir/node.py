@@ -86,7 +86,7 @@ class Node:
 
     __slots__ = ("__weakref__", "attrs", "inputs", "op", "type")
     op: str
-    inputs: tuple[Node | None, ...]
+    inputs: tuple[Any, ...]  # Node, or None for an absent operand: the op's table says which may be
     attrs: Mapping[str, Any]
     type: Any
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from edgec.ir.dims import Expr, format_dim, parse_dim
+from edgec.ir.dims import Expr, format_dim, is_ge, parse_dim, product
 from edgec.ir.node import Data, Graph, Node, make
 from edgec.ir.types import TensorType, numpy_dtype, parse_type, split_commas
 
@@ -48,7 +48,7 @@ def _format_number(value) -> str:
 
 
 def _inline(type: TensorType) -> bool:
-    return not type.encoding and type.layout == "row" and int(np.prod(type.shape, dtype=np.int64)) <= INLINE
+    return not type.encoding and type.layout == "row" and is_ge(INLINE, product(type.shape)) is True
 
 
 def _format(value) -> str:

@@ -121,8 +121,7 @@ def scale_into_weights(m: Match):
     transposed = m.node.op == "conv_transpose"
     if transposed and m.node["group"] != 1:
         return "the channels are not an axis of the weights"
-    shape = (1, -1) if transposed else (-1,)
-    shape = tuple(vector.shape[0] if d == -1 else d for d in shape)
+    shape: tuple[int, ...] = (1, vector.shape[0]) if transposed else (vector.shape[0],)
     w = const_node("mul", m.w, const_node("reshape", vector, shape=shape + (1,) * (m.w.rank - len(shape))))
     return _with(m.node, w=w, bias=None if m.bias is None else const_node("mul", m.bias, vector))
 

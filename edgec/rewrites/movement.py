@@ -175,7 +175,8 @@ def slice_of_slice(m: Match):
 )
 def simpler_concat(m: Match):
     """Of one operand, with empty operands, of concats along the same axis, of slices that touch."""
-    axis, parts = m.root["axis"], []
+    axis = m.root["axis"]
+    parts: list[Node] = []
     for x in m.root.inputs:
         parts.extend(x.inputs if x.op == "concat" and x["axis"] == axis and m.single(x) else (x,))
     parts = [x for x in parts if x.shape[axis] != 0] or parts[:1]
@@ -224,10 +225,10 @@ def _along(node: Node, axis: int, start, size) -> Node:
     p.gather(var("x", where=lambda n: n.type.encoding is None), const("i", where=lambda n: n.shape in ((), (1,)))),
     examples=[
         lambda: b.gather(f32("x", 4, 3), constant(np.int64(-1)), axis=0),
-        lambda: b.gather(f32("x", 4, 3), constant(np.int64([2])), axis=1),
+        lambda: b.gather(f32("x", 4, 3), constant([2], "i64"), axis=1),
     ],
     misses=[
-        lambda: b.gather(f32("x", 4), constant(np.int64([1, 2])), axis=0),
+        lambda: b.gather(f32("x", 4), constant([1, 2], "i64"), axis=0),
         lambda: b.gather(f32("x", "s"), constant(np.int64(5)), axis=0),
     ],
     into=RULES,

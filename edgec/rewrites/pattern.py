@@ -76,7 +76,7 @@ def maybe(op: str, inner: Pattern, **attrs) -> Pattern:
     return either(Pattern(ops=(op,), inputs=(inner,), attrs=attrs), inner)
 
 
-def scalar_value(node: Node) -> float | int | None:
+def scalar_value(node: Node) -> Any:
     """The number that all elements of a constant are, or None."""
     if node.op != "constant" or node.type.encoding is not None or node.type.layout != "row":
         return None

@@ -238,7 +238,7 @@ class Quantizer:
         return self._encoded[key] or self.choices[key].reason
 
     def _decide(self, data: Data, role: str) -> tuple[Data | None, Choice]:
-        options, shape = self.options, data.type.shape
+        options, shape = self.options, tuple(d for d in data.type.shape if isinstance(d, int))
         n, k = shape
         name = self._names.get((data.key, role), role)
 
@@ -247,6 +247,7 @@ class Quantizer:
 
         def as_chosen(new: Data, snr: float, reason: str = ""):
             e = new.type.encoding
+            assert e is not None
             return new, Choice(name, role, shape, e.bits, e.group, e.zero, snr, nbytes(shape, e), reason)
 
         if options.weights == "fp32":

@@ -345,7 +345,7 @@ def _counts(node: Node) -> bool:
     ],
     misses=[
         lambda: b.linear(
-            b.cast(b.eq(value("i32", "i", "s", 1), constant(np.int32([[0, 2, 1]]))), dtype="f32"), weights(4, 3)
+            b.cast(b.eq(value("i32", "i", "s", 1), constant([[0, 2, 1]], "i32")), dtype="f32"), weights(4, 3)
         )
     ],
     into=RULES,

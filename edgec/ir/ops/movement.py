@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from edgec.ir.dims import Dim, product
@@ -234,8 +236,8 @@ def resize_matrix(size: int, out: int, scale: float, start: float, end: float, *
     outside = (x < 0) | (x > size - 1) if coordinates == "tf_crop_and_resize" else np.zeros(out, bool)
     matrix = np.zeros((out, size))
     if mode == "nearest":
-        f = {"round_prefer_floor": lambda v: np.ceil(v - 0.5), "round_prefer_ceil": lambda v: np.floor(v + 0.5),
-             "floor": np.floor, "ceil": np.ceil, "simple": np.trunc}[nearest]  # fmt: skip
+        f: Any = {"round_prefer_floor": lambda v: np.ceil(v - 0.5), "round_prefer_ceil": lambda v: np.floor(v + 0.5),
+                  "floor": np.floor, "ceil": np.ceil, "simple": np.trunc}[nearest]  # fmt: skip
         matrix[np.arange(out), np.clip(f(x), 0, size - 1).astype(int)] = 1
         return matrix, outside
     stretch = max(1.0, 1 / scale) if antialias else 1.0

@@ -101,8 +101,8 @@ def broadcast_shapes(op: str, *shapes: tuple[Dim, ...]) -> tuple[Dim, ...]:
     """The shape of numpy broadcasting, where symbolic dims that differ give bcast(a, b)."""
     out: list[Dim] = []
     for s in shapes:
-        s = (1,) * (len(out) - len(s)) + tuple(s)
-        out = [1] * (len(s) - len(out)) + out
+        s = (*(1,) * (len(out) - len(s)), *s)
+        out = [*(1,) * (len(s) - len(out)), *out]
         out = [broadcast_dims(a, b, op) for a, b in zip(out, s)]
     return tuple(out)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgec.frontend.emit import emit, full, op, reduce, reshape, take, transpose
+from edgec.frontend.emit import STATIC, emit, full, op, reduce, reshape, take, transpose
 from edgec.frontend.registry import Call, Unsupported, onnx_op
 from edgec.ir.dims import Dim, product
 from edgec.ir.node import Node, constant
@@ -143,7 +143,9 @@ def col2im(c: Call):
     n = len(image)
     strides, dilations = c.attr("strides", (1,) * n), c.attr("dilations", (1,) * n)
     pads = c.attr("pads", (0,) * 2 * n)
-    count = int(np.prod(block))
+    count = int(np.prod(block, dtype=object))
+    if count * int(np.prod(image, dtype=object)) > STATIC or min((*image, *block, *strides, *dilations)) < 1:
+        raise Unsupported(f"blocks {block} of an image {image}")
     channels = x.shape[1] // count
     counts = [
         (image[i] + pads[i] + pads[n + i] - dilations[i] * (block[i] - 1) - 1) // strides[i] + 1 for i in range(n)

@@ -169,12 +169,16 @@ def split_to_sequence(c: Call):
     size = x.shape[axis]
     if not isinstance(size, int):
         raise Unsupported(f"axis {axis} is {size}, which is open", "Fix the size with --dim")
+    if size > TRIPS:
+        raise Unsupported(f"a sequence cut from {size} elements")
     if not c.has(1):
         parts = split(x, axis, [1] * size)
         return (Sequence_(parts if c.attr("keepdims", 1) else [index(x, axis, i) for i in range(size)]),)
     sizes = c.ints(1, "split")
     if c[1].rank == 0:
         each = sizes[0]
+        if each < 1:
+            raise ValueError(f"parts of {each} elements")
         sizes = [min(each, size - at) for at in range(0, size, each)]
     return (Sequence_(split(x, axis, sizes)),)
 

@@ -55,7 +55,18 @@ def bit_shift(c: Call):
     direction = c.need_attr("direction")
     if direction not in ("LEFT", "RIGHT"):
         raise ValueError(f"no direction {direction!r}")
-    return emit("shift_left" if direction == "LEFT" else "shift_right", c[0], c[1])
+    name = "shift_left" if direction == "LEFT" else "shift_right"
+    x, by = c[0], c[1]
+    if x.dtype.startswith("u"):
+        return emit(name, x, by)
+    wide = "u" + x.dtype[1:]
+    if name == "shift_left":
+        return cast(emit(name, cast(x, wide), cast(by, wide)), x.dtype)
+    # the sign comes in from the left: the bits of a negative number are shifted inverted
+    negative = op.lt(x, 0)
+    bits = op.where(negative, op.bitwise_not(x), x)
+    y = cast(emit(name, cast(bits, wide), cast(by, wide)), x.dtype)
+    return op.where(negative, op.bitwise_not(y), y)
 
 
 @onnx_op("Max", "Min", "Sum", "Mean")

@@ -16,9 +16,10 @@ from edgec.ir.evaluate import Evaluator
 from edgec.ir.node import Node, constant, make
 from edgec.ir.ops import OPS
 from edgec.ir.ops.registry import broadcast_shapes
-from edgec.ir.types import FLOATS, INTS, TensorType, numpy_dtype
+from edgec.ir.types import FLOATS, INTS, TensorType, TupleType, numpy_dtype
 
 HUGE = 10**9  # a bound of a slice from here on means the end
+STATIC = 1 << 26  # elements up to which a value is computed at import time because an attribute needs it
 FOLD = 4096  # elements up to which a value known at import time becomes a constant at once
 
 
@@ -90,7 +91,7 @@ _static: weakref.WeakKeyDictionary[Node, bool] = weakref.WeakKeyDictionary()
 
 
 def is_static(node: Node) -> bool:
-    """Whether the value depends on no input and no symbolic dim."""
+    """Whether the value depends on no input and no symbolic dim, and is small enough to compute."""
     stack = [node]
     while stack:
         n = stack[-1]
@@ -102,9 +103,15 @@ def is_static(node: Node) -> bool:
             stack.extend(missing)
             continue
         fixed = n.op != "input" and all(_static[i] for i in n.operands())
-        _static[n] = fixed and not any(_symbolic(v) for v in n.attrs.values())
+        _static[n] = fixed and not any(_symbolic(v) for v in n.attrs.values()) and _fits(n)
         stack.pop()
     return _static[node]
+
+
+def _fits(n: Node) -> bool:
+    """A hostile model must not make the importer fill the memory."""
+    types = n.type.items if isinstance(n.type, TupleType) else (n.type,)
+    return all(isinstance(d, int) for t in types for d in t.shape) and all(product(t.shape) <= STATIC for t in types)
 
 
 def _symbolic(value) -> bool:

@@ -20,7 +20,7 @@ from edgec.ir.types import TensorType, TupleType, numpy_dtype
 
 PLACEHOLDERS = {"", "?", "-1", "*", "None", "none", "null", "unk", "unknown"}
 MAX_DEPTH = 64  # nested functions and subgraphs
-MAX_NODES = 400_000  # ONNX nodes imported, unrolled loops and functions included
+MAX_NODES = 100_000  # ONNX nodes imported, unrolled loops and functions included
 OLDEST = 7
 
 

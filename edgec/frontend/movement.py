@@ -177,7 +177,8 @@ def split(c: Call):
     elif c.attr("split") is not None:
         sizes = c.attr("split")
     else:
-        count = c.attr("num_outputs", count)
+        if c.attr("num_outputs", count) != count:
+            raise ValueError(f"num_outputs is {c.attr('num_outputs')}, the node has {count}")
         each = ceildiv(d, count)
         sizes = [each] * (count - 1) + [d - each * (count - 1)]
     if len(sizes) < len(c.node.outputs):

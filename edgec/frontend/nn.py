@@ -128,6 +128,8 @@ def _max_pool_with_indices(c: Call):
     """Each offset of the window in turn: where it beats what is there, its value and its flat index."""
     x, a = c.x, _pool_attrs(c)
     n, dims = x.rank - 2, x.shape
+    if int(np.prod(a["kernel"], dtype=object)) > 1024:
+        raise Unsupported(f"indices of the maxima of a window {a['kernel']}")
     if not all(isinstance(d, int) for d in dims):
         raise Unsupported("indices of the maxima with open sizes", "Fix the sizes with --dim")
     pooled = op.max_pool(x, **a)

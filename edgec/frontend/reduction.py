@@ -195,6 +195,8 @@ def mvn(c: Call):
 def lrn(c: Call):
     x, size = c.x, c.need_attr("size")
     alpha, beta, bias = c.attr("alpha", 1e-4), c.attr("beta", 0.75), c.attr("bias", 1.0)
+    if not 1 <= size <= 1024:
+        raise Unsupported(f"a window of {size} channels")
     before, after = (size - 1) // 2, size - 1 - (size - 1) // 2
     padding = lambda n: tuple(n if i == 1 else 0 for i in range(x.rank))  # noqa: E731
     squares = op.pad(op.mul(x, x), before=padding(before), after=padding(after))

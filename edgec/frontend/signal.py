@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgec.frontend.emit import array_of, op, reshape, take, transpose, unsqueeze
+from edgec.frontend.emit import STATIC, array_of, op, reshape, take, transpose, unsqueeze
 from edgec.frontend.registry import Call, Unsupported, onnx_op
 from edgec.ir.node import Node, constant
 from edgec.ir.types import numpy_dtype
@@ -129,6 +129,8 @@ def mel_weight_matrix(c: Call):
         raise c.blame(c[next(i for i, v in enumerate(values) if v is None)], "a parameter of MelWeightMatrix")
     bins, length, rate, low, high = (v.reshape(-1)[0] for v in values)  # type: ignore[union-attr]
     spectrum = int(length) // 2 + 1
+    if not (0 < bins <= LARGEST and 0 < length <= 1 << 20 and spectrum * int(bins) <= STATIC):
+        raise Unsupported(f"a matrix of {spectrum} x {bins}")
 
     def mel(hz):
         return 2595 * np.log10(1 + hz / 700)

@@ -197,3 +197,25 @@ def test_values_that_must_be_known():
             load(model, constants={"shape": wrong})
     with pytest.raises(EdgecError, match=r"no input 'other'.*shape"):
         load(model, constants={"other": np.array([1]), "shape": np.array([3, -1])})
+
+
+def _ones(*shape: int):
+    return onnx.numpy_helper.from_array(np.array(shape), "s")
+
+
+GREEDY = {
+    "a shape that takes 8 TB to compute": [node("ConstantOfShape", ["s"], ["big"]), node("Cast", ["big"], ["b"], to=7),
+                                           node("Reshape", ["x", "b"], ["y"])],
+    "a window over a billion channels": [node("LRN", ["x"], ["y"], size=10**9)],
+    "an endless loop": [node("Loop", ["", ""], ["y"], body=h.make_graph(
+        [node("Constant", [], ["on"], value=h.make_tensor("t", 9, [], [True])), node("Identity", ["x"], ["row"])], "b",
+        [value("i", (), 7), value("go", (), 9)], [h.make_empty_tensor_value_info("on"), value("row")]))],
+    "a window's indices": [node("MaxPool", ["x4"], ["y", "i"], kernel_shape=[10**6, 10**6], pads=[10**6] * 4)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GREEDY)
+def test_models_that_would_take_all_time_or_memory(name):
+    model = bad(GREEDY[name], [value("x"), value("x4", (1, 1, 4, 4))], initializers=[_ones(1 << 20, 1 << 20)])
+    with pytest.raises(EdgecError):
+        load(model)

@@ -39,7 +39,6 @@ UNSUPPORTED = {
     "Bernoulli": "random numbers",
     "RandomUniformLike": "random numbers",
     "BitCast": "bits read as another type, other than signed as unsigned",
-    "BitShift": "shifts of signed integers",
     "DeformConv": "not imported",
     "Scan": "opset 8's form",
     "Equal": "strings",

@@ -123,7 +123,7 @@ def _rnn(x, w, r, bias, lengths, h0, *, hidden, **attrs):
 
 
 # x [steps, batch, in], w [dirs, gates*hidden, in], r [dirs, gates*hidden, hidden], bias [dirs, 2*gates*hidden] -> a
-# tuple of y [steps, dirs, batch, hidden], y_h [dirs, batch, hidden] (and y_c). clip: 0.0 is none. Gate order: iofc, zrh.
+# tuple of y [steps, dirs, batch, hidden], y_h [dirs, batch, hidden] (and y_c). clip: 0.0 is none. Gates: iofc, zrh.
 # quantize_state: each step rounds h to u8 over the batch before it multiplies r (com.microsoft DynamicQuantizeLSTM)
 _COMMON = {
     "hidden": REQUIRED,

@@ -91,6 +91,39 @@ def test_wrong_inputs_are_named(code, feeds, error, words):
     assert caught.value.code == error
 
 
+def _identity(dtype, shape):
+    m = PlanMaker()
+    x = m.input("x", dtype, shape)
+    m.kernel("copy", Arg.of(x), Arg.of(m.output("y", dtype, shape)))
+    return _core.Session(m.plan.encode())
+
+
+@pytest.mark.parametrize("dtype", ["bool", "i8", "u8", "i16", "u16", "i32", "u32", "i64", "u64", "f16", "f32", "f64"])
+def test_every_dtype_goes_in_and_out(dtype):
+    kind = {"b": "bool", "i": "int", "u": "uint", "f": "float"}[dtype[0]]
+    x = np.arange(6).reshape(2, 3).astype(kind + dtype[1:] if dtype != "bool" else bool)
+    y = _identity(dtype, ("n", 3)).call({"x": x})["y"]
+    assert y.dtype == x.dtype
+    np.testing.assert_array_equal(y, x)
+
+
+def test_bf16_is_ml_dtypes_or_u16():
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    session = _identity("bf16", ("n",))
+    x = np.array([1.5, -2.0, np.inf], ml_dtypes.bfloat16)
+    for feed in (x, x.view(np.uint16)):
+        y = session.call({"x": feed})["y"]
+        assert y.dtype == ml_dtypes.bfloat16
+        np.testing.assert_array_equal(y, x)
+
+
+def test_scalars():
+    session = _identity("f32", ())
+    for x in (np.float32(3), np.array(3, np.float32)):
+        y = session.call({"x": x})["y"]
+        assert y.shape == () and y == 3
+
+
 def test_sixty_four_arguments(code):
     m = PlanMaker()
     m.input("x", "f32", (1,))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgec.frontend import movement, quant  # noqa: F401  (their importers are aliased here)
 from edgec.frontend.emit import array_of, cast, emit, op, reduce, reshape, transpose
 from edgec.frontend.nn import matmul
 from edgec.frontend.quant import along, dequantize, dynamic_u8, integer_product, limits, quantize
@@ -22,6 +23,11 @@ _ACTIVATE = {
     "Clip": lambda x, p: op.min(op.max(x, p[0]), p[1]),
     "HardSigmoid": lambda x, p: op.min(op.max(op.add(op.mul(x, p[0]), p[1]), 0), 1),
 }
+
+
+# what is the same in both domains
+for _name in ("QuantizeLinear", "DequantizeLinear", "Trilu"):
+    TABLE[MICROSOFT, _name] = TABLE["", _name]
 
 
 def activate(c: Call, x: Node, name: str, params) -> Node:
@@ -195,6 +201,15 @@ def qlinear_unary(c: Call):
     else:
         y = reduce("mean", x, range(1, x.rank - 1) if c.attr("channels_last", 0) else range(2, x.rank), True)
     return quantize(y, c[3], c.get(4), *limits(c[0].dtype), c[0].dtype)
+
+
+@onnx_op("QLinearAveragePool", domain=MICROSOFT)
+def qlinear_average_pool(c: Call):
+    if c.attr("channels_last", 0):
+        raise Unsupported("channels_last")
+    dtype, scale, zero = c[0].dtype, c[3], c.get(4)
+    c.inputs = [dequantize(c[0], c[1], c.get(2), "f32")]
+    return quantize(TABLE["", "AveragePool"](c), scale, zero, *limits(dtype), dtype)
 
 
 @onnx_op("QLinearConcat", domain=MICROSOFT)

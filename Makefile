@@ -9,7 +9,7 @@ JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 BUILD ?= build/dev
 SOURCES = $(shell find edgec csrc targets -type f -not -name '*.so' -not -name '*.pyc' 2>/dev/null) pyproject.toml CMakeLists.txt
 CXX_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h')
-PIP = $(PYTHON) -m pip --disable-pip-version-check -q
+PIP = $(PYTHON) -m pip --disable-pip-version-check -qq
 TESTS ?= tests
 
 .PHONY: demo test lint models dev bench-kernels test-asan env clean
@@ -65,7 +65,7 @@ env: $(VENV)
 	@touch $@
 
 .venv/demo.done: $(SOURCES) | .venv/bin/python
-	.venv/bin/python -m pip --disable-pip-version-check install -q ".[build]"
+	.venv/bin/python -m pip --disable-pip-version-check install -qq ".[build]"
 	@touch $@
 
 clean:

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import pathlib
 from collections.abc import Callable
 
 import pytest
+from hypothesis import settings
+
+# the same examples in each run of CI: what decides over a change may not depend on chance
+settings.register_profile("ci", derandomize=True, deadline=None)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 _spec = importlib.util.spec_from_file_location("fetch_models", pathlib.Path(__file__).with_name("fetch_models.py"))
 fetch_models = importlib.util.module_from_spec(_spec)

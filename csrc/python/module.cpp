@@ -3,14 +3,10 @@
 namespace py = pybind11;
 
 void bind_runtime(py::module_& m);
-#ifdef EDGEC_WITH_KERNELS
 void bind_kernels(py::module_& m);
-#endif
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "edgec's C++ runtime and kernels";
   bind_runtime(m);
-#ifdef EDGEC_WITH_KERNELS
   bind_kernels(m);
-#endif
 }

@@ -12,7 +12,7 @@ CXX_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h')
 PIP = $(PYTHON) -m pip --disable-pip-version-check -qq
 TESTS ?= tests
 
-.PHONY: demo test lint models dev bench-kernels test-asan env clean
+.PHONY: demo test lint models dev bench bench-kernels test-asan env clean
 
 # The package as a user installs it, with what building needs, in .venv
 demo: .venv/demo.done
@@ -50,6 +50,11 @@ test-asan: env
 	build/asan/csrc/kernels/kernels_test
 
 # int4, int8 and fp32 products beside onnxruntime and the machine's limits
+# Latency and accuracy of whole models beside onnxruntime; the kernels beside their limits
+bench: dev models bench-kernels
+	PYTHONPATH=. $(PYTHON) bench/models.py
+	PYTHONPATH=. $(PYTHON) bench/accuracy.py
+
 bench-kernels: dev
 	PYTHONPATH=. $(PYTHON) bench/kernels.py
 

@@ -68,13 +68,13 @@ def main() -> int:
         session = edgec.load(out)
         for path in args.files or some_files():
             if path.stat().st_size < config["min_file_size_for_dl"]:
-                print(f"  {path.name:<28} too short to say")
+                print(f"  {path.name[:28]:<28} too short to say")
                 continue
             batch = features(path, config)[None]
             start = time.perf_counter()
             scores = session(bytes=batch)["target_label"][0]
             took = (time.perf_counter() - start) * 1e3
-            print(f"  {path.name:<28} {answer(scores, config):<14} {scores.max():6.1%}   {took:5.1f} ms")
+            print(f"  {path.name[:28]:<28} {answer(scores, config):<14} {scores.max():6.1%}   {took:5.1f} ms")
     return 0
 
 

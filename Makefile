@@ -22,7 +22,7 @@ demo: .venv/demo.done
 test: env dev models
 	$(PYTHON) -m pytest -n 2 $(TESTS)
 
-lint: env
+lint: env dev
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy $(wildcard edgec/ir edgec/rewrites)
@@ -49,12 +49,12 @@ test-asan: env
 	cmake --build build/asan -j $(JOBS) --target kernels_test
 	build/asan/csrc/kernels/kernels_test
 
-# int4, int8 and fp32 products beside onnxruntime and the machine's limits
-# Latency and accuracy of whole models beside onnxruntime; the kernels beside their limits
+# Latency and accuracy of whole models beside onnxruntime, after the kernels beside their limits
 bench: dev models bench-kernels
 	PYTHONPATH=. $(PYTHON) bench/models.py
 	PYTHONPATH=. $(PYTHON) bench/accuracy.py
 
+# int4, int8 and fp32 products beside onnxruntime and the machine's limits
 bench-kernels: dev
 	PYTHONPATH=. $(PYTHON) bench/kernels.py
 

@@ -64,10 +64,6 @@ class Importer:
 
     def run(self) -> Graph:
         graph = self.model.graph
-        version = graph.opset_imports.get("", graph.opset_imports.get("ai.onnx"))
-        if version is not None and version < OLDEST:
-            raise EdgecError("EC1102", f"the model is of opset {version}, edgec reads {OLDEST} and newer", None,
-                             "Convert it with onnx.version_converter")  # fmt: skip
         inputs = self._inputs(graph)
         self._initializers(graph)
         self.nodes(graph)
@@ -312,6 +308,8 @@ class Importer:
         key = (node.domain, node.op_type, node.overload)
         if function := self.model.functions.get(key) or self.model.functions.get((domain, node.op_type, "")):
             return self.function(function, call, label)
+        if domain == "" and call.version < OLDEST:
+            _check_age(node.op_type, call.version)
         importer = TABLE.get((domain, node.op_type))
         results = NotImplemented if importer is None else importer(call)
         if results is not NotImplemented:
@@ -326,7 +324,7 @@ class Importer:
         proto.output.extend(kept)
         function = ir.serde.deserialize_function(proto)
         if not function.opset_imports.get(""):
-            function.opset_imports[""] = call.version
+            function.opset_imports[""] = self.opsets.get("", self.opsets.get("ai.onnx", call.version))
         results = dict(zip(kept, self.function(function, call, label)))
         for i, name in enumerate(names):
             if name not in results and call.wants(i):
@@ -413,6 +411,17 @@ class Importer:
         if any(r is POISON for r in results):
             raise Poisoned
         return results
+
+
+def _check_age(op: str, version: int) -> None:
+    """Unsupported if the op meant something else then than in the oldest opset that edgec knows."""
+    try:
+        same = onnx.defs.get_schema(op, version).since_version == onnx.defs.get_schema(op, OLDEST).since_version
+    except onnx.defs.SchemaError:
+        same = False
+    if not same:
+        raise Unsupported(f"its form of opset {version}; edgec reads {OLDEST} and newer",
+                          "Convert the model with onnx.version_converter")  # fmt: skip
 
 
 def _listed(one: str, many: str, texts: list[str]) -> str:

@@ -185,6 +185,12 @@ def test_all_unsupported_nodes_are_listed_at_once():
         assert part in text
 
 
+def test_opsets_that_are_too_old():
+    with pytest.raises(EdgecError, match=r"its form of opset 1; edgec reads 7 and newer"):
+        load(bad([node("Add", ["x", "x"], ["y"])], opsets=[h.make_opsetid("", 1)]))
+    assert load(bad([node("Neg", ["x"], ["y"])], opsets=[h.make_opsetid("", 6)])).outputs  # unchanged since
+
+
 def test_values_that_must_be_known():
     nodes = [node("Reshape", ["x", "shape"], ["y"], "r")]
     model = bad(nodes, [value("x"), value("shape", (2,), 7)])

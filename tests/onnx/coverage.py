@@ -54,7 +54,6 @@ UNSUPPORTED = {
     "CastLike": "float8, float4, 4-bit and 2-bit integers, and strings at run time",
     "QuantizeLinear": "float8, float4, 4-bit and 2-bit integers at run time",
     "DequantizeLinear": "float8, float4, 4-bit and 2-bit integers at run time",
-    "Not": "three tests are of opset 1",
     "AffineGrid": "ONNX's definition has a branch of two shapes in 3-D",
     "Resize": "two tests take a fractional size for align_corners, as onnxruntime does not",
     "DFT": "an absolute tolerance of 1e-7 on values near 0",

@@ -7,10 +7,14 @@ namespace edgec::kernels {
 
 constexpr int64_t kBlock = 32;  // activations that share a scale
 
-enum class Lhs : int32_t { F32, S8B32, S16B32 };
+// X4: tiles are padded to four rows; P2: pairs of rows interleaved by 8 of k, their scales twice (r0 r0 r1 r1), no
+// sums.
+enum class Lhs : int32_t { F32, S8B32, S16B32, S8B32X4, S8P2B32X4 };
 
 // Bytes of one row's block in the prepared activations: values, f32 scale, and for S8B32 two s16 sums.
-constexpr int64_t block_bytes(Lhs lhs) { return lhs == Lhs::S8B32 ? 32 + 4 + 4 : lhs == Lhs::S16B32 ? 64 + 4 : 0; }
+constexpr int64_t block_bytes(Lhs lhs) { return lhs == Lhs::F32 ? 0 : lhs == Lhs::S16B32 ? 64 + 4 : 32 + 4 + 4; }
+// Rows that a tile is a multiple of, but for a last one that is padded.
+constexpr int64_t row_unit(Lhs lhs) { return lhs == Lhs::S8B32X4 || lhs == Lhs::S8P2B32X4 ? 4 : 1; }
 
 // Rows are cut into tiles of nearly equal height, none above mr. A tile is stored block by block:
 // mr x values, mr x scale, mr x sums, so that a kernel walks one pointer.
@@ -23,7 +27,17 @@ struct LinearJob {
   int64_t panel_bytes;
   uint8_t* prepared;
 
-  int64_t row(int64_t tile) const { return tile * args.m / tiles; }
+  int64_t row(int64_t tile) const {
+    const int64_t unit = row_unit(lhs);
+    if (unit == 1) return tile * args.m / tiles;
+    const int64_t row = tile * ((args.m + unit - 1) / unit) / tiles * unit;
+    return row < args.m ? row : args.m;
+  }
+  // Rows of the tile as prepared.
+  int64_t stored_rows(int64_t tile) const {
+    const int64_t unit = row_unit(lhs);
+    return (row(tile + 1) - row(tile) + unit - 1) / unit * unit;
+  }
 };
 
 using PrepareFn = void (*)(const LinearJob&, int64_t tile_begin, int64_t tile_end);
@@ -54,7 +68,7 @@ constexpr int64_t data_bytes(Family family) { return family == Family::kS8N16K4 
 
 // One instruction set's version of everything else.
 struct IsaOps {
-  PrepareFn prepare_s8b32, prepare_s16b32;
+  PrepareFn prepare_s8b32, prepare_s16b32, prepare_s8p2b32;  // the last one for Arm only
   void (*matmul)(const MatmulArgs&, const ParallelFor&, void* scratch);
   void (*attention)(const AttentionArgs&, const ParallelFor&, void* scratch);
   void (*gather)(const Format&, const void* packed, int64_t rows, int64_t dim, const int64_t* indices, int64_t begin,
@@ -63,6 +77,11 @@ struct IsaOps {
   void (*math)(Activation act, const float* x, int64_t n, float* y);  // for tests of the stated bounds
   int64_t (*attention_floats)(const AttentionArgs&);
 };
-extern const IsaOps kOps_avx2, kOps_generic;
+extern const IsaOps kOps_avx2, kOps_neon, kOps_generic;
+
+#define EDGEC_DEFINE_LINEAR(name, rows)                                                                           \
+  void name(const LinearJob& job, int64_t tile_begin, int64_t tile_end, int64_t panel_begin, int64_t panel_end) { \
+    rows(job, tile_begin, tile_end, panel_begin, panel_end);                                                      \
+  }
 
 }  // namespace edgec::kernels

@@ -71,7 +71,8 @@ const char* kernel_name(const LinearKernel& kernel) { return kernel.info.name; }
 size_t linear_scratch_bytes(const Format& format, int64_t m, int64_t k) {
   if (format.family == Family::kF32N16) return 0;
   const Lhs lhs = format.family == Family::kS8N16K4 ? Lhs::S16B32 : Lhs::S8B32;
-  return static_cast<size_t>(m * ceil_div(k, kBlock) * block_bytes(lhs)) + 64;
+  // Some kernels pad the last rows to four.
+  return static_cast<size_t>((m + 3) / 4 * 4 * ceil_div(k, kBlock) * block_bytes(lhs)) + 64;
 }
 
 void linear(const LinearArgs& args, const ParallelFor& pool, void* scratch, const LinearKernel* kernel) {
@@ -88,7 +89,9 @@ void linear(const LinearArgs& args, const ParallelFor& pool, void* scratch, cons
   job.prepared = scratch ? align64(scratch) : nullptr;
 
   if (job.lhs != Lhs::F32) {
-    const auto prepare = job.lhs == Lhs::S8B32 ? kernel->ops->prepare_s8b32 : kernel->ops->prepare_s16b32;
+    const auto prepare = job.lhs == Lhs::S16B32      ? kernel->ops->prepare_s16b32
+                         : job.lhs == Lhs::S8P2B32X4 ? kernel->ops->prepare_s8p2b32
+                                                     : kernel->ops->prepare_s8b32;
     const int64_t tile_values = ceil_div(args.m, job.tiles) * args.k;
     parallel(pool, job.tiles, 1 + (1 << 15) / (1 + tile_values),
              [&](int64_t begin, int64_t end, int) { prepare(job, begin, end); });

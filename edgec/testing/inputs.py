@@ -22,7 +22,8 @@ class Port(Protocol):
 
 
 SIZES = (4, 1, 7, 16, 2, 32, 64, 3, 96, 5)  # tried for a symbolic dim, in this order
-EXTENTS = (64, 48, 96, 33, 128, 32, 160, 224, 80, 256)  # the same for sides of images and lengths of signals
+EXTENTS = (64, 48, 96, 33, 128, 32, 160, 224, 80, 256)  # the same for sides of images and lengths of series
+SAMPLES = tuple(64 * e for e in EXTENTS)  # and for plain signals, f32[batch, samples]
 # ops whose result holds values of their first operand (the others' positions are not values)
 _CARRIES = {"cast", "reshape", "transpose", "expand", "slice", "pad", "item"}
 _MASK = re.compile(r"mask", re.I)
@@ -123,17 +124,19 @@ def _random(rng: np.random.Generator, port: Port, shape: tuple[int, ...], bounds
     return rng.standard_normal(shape).astype(dtype)
 
 
-def extents(inputs: Iterable[Port]) -> set[str]:
-    """Symbols that are sides of images or lengths of signals: never a leading dim, and only of float inputs."""
-    found: set[str] = set()
+def pools(inputs: Iterable[Port]) -> dict[str, tuple[int, ...]]:
+    """The sizes to try for symbols that are sides of images or lengths of signals: axes of float inputs alone."""
+    found: dict[str, tuple[int, ...]] = {}
     others: set[str] = set()
     for port in inputs:
-        is_float = "float" in port.dtype
         for axis, d in enumerate(port.shape):
-            if isinstance(d, str):
-                spatial = is_float and (axis >= 2 or (axis == 1 and len(port.shape) == 2))
-                (found if spatial else others).add(d)
-    return found - others
+            if not isinstance(d, str):
+                continue
+            if "float" not in port.dtype or axis == 0 or (axis == 1 and len(port.shape) > 2):
+                others.add(d)
+            else:
+                found[d] = SAMPLES if axis == 1 and found.get(d) != EXTENTS else EXTENTS
+    return {d: pool for d, pool in found.items() if d not in others}
 
 
 def candidate_dims(
@@ -148,13 +151,13 @@ def candidate_dims(
     caller to find out.
     """
     fixed = dict(fixed or {})
-    large = extents(inputs)
+    special = pools(inputs)
     rng = np.random.default_rng(seed)
     seen = set()
     for attempt in range(2000):
         sizes: dict[str, int] = {}
         for name, (low, high) in symbols.items():
-            pool = EXTENTS if name in large else SIZES
+            pool = special.get(name, SIZES)
             size = pool[attempt] if attempt < len(pool) else int(rng.choice(pool))
             if attempt >= len(pool) and len(sizes) >= 2 and rng.random() < 0.3:
                 size = sum(rng.choice(list(sizes.values()), 2, replace=False))

@@ -20,7 +20,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 UNSUPPORTED = {
     "NonZero": "the result's size depends on values",
     "Unique": "the result's size depends on values",
-    "Compress": "the result's size depends on values",
     "NonMaxSuppression": "the result's size depends on values",
     "ImageDecoder": "decodes files",
     "TfIdfVectorizer": "text",
@@ -37,7 +36,6 @@ UNSUPPORTED = {
     "Momentum": "training",
     "Dropout": "training mode draws random numbers",
     "Bernoulli": "random numbers",
-    "RandomUniformLike": "random numbers",
     "BitCast": "bits read as another type, other than signed as unsigned",
     "DeformConv": "not imported",
     "Scan": "opset 8's form",
@@ -54,7 +52,6 @@ UNSUPPORTED = {
     "CastLike": "float8, float4, 4-bit and 2-bit integers, and strings at run time",
     "QuantizeLinear": "float8, float4, 4-bit and 2-bit integers at run time",
     "DequantizeLinear": "float8, float4, 4-bit and 2-bit integers at run time",
-    "AffineGrid": "ONNX's definition has a branch of two shapes in 3-D",
     "Resize": "two tests take a fractional size for align_corners, as onnxruntime does not",
     "DFT": "an absolute tolerance of 1e-7 on values near 0",
 }

@@ -98,11 +98,11 @@ static void dot_direct(const uint8_t* a, const uint8_t* data, int64_t blocks, in
   "]\n\t"                                                                                        \
   "sdot v" #d0 ".4s, v" #w0 ".16b, v" #x ".4b[" #l1 "]\n\tsdot v" #d1 ".4s, v" #w1 ".16b, v" #x ".4b[" #l1 "]\n\t"
 #define EDGEC_LOAD_NIBBLES(p) "ld1 {v20.16b, v21.16b, v22.16b, v23.16b}, [%[d" #p "]], #64\n\t"
-#define EDGEC_HALF_DOT(p, d0, d1)                                                                             \
-  EDGEC_LOAD_NIBBLES(p)                                                                                       \
-  EDGEC_UNPACK_DOT(20, 21, d0, d1, 28, 0, 1)                                                                  \
-  EDGEC_UNPACK_DOT(22, 23, d0, d1, 28, 2, 3) EDGEC_LOAD_NIBBLES(p) EDGEC_UNPACK_DOT(20, 21, d0, d1, 29, 0, 1) \
-      EDGEC_UNPACK_DOT(22, 23, d0, d1, 29, 2, 3)
+#define EDGEC_HALF_DOT(p, d0, d1)            \
+  EDGEC_LOAD_NIBBLES(p)                      \
+  EDGEC_UNPACK_DOT(20, 21, d0, d1, 28, 0, 1) \
+  EDGEC_UNPACK_DOT(22, 23, d0, d1, 28, 2, 3) \
+  EDGEC_LOAD_NIBBLES(p) EDGEC_UNPACK_DOT(20, 21, d0, d1, 29, 0, 1) EDGEC_UNPACK_DOT(22, 23, d0, d1, 29, 2, 3)
 #define EDGEC_START_S4                               \
   "dup v16.4s, v31.s[1]\n\tdup v17.4s, v31.s[1]\n\t" \
   "dup v18.4s, v31.s[1]\n\tdup v19.4s, v31.s[1]\n\t"

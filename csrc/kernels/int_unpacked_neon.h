@@ -100,11 +100,13 @@ static void unpack_blocks(const uint8_t* b, int64_t from, int64_t to, int64_t gr
   "sdot v" #d0 ".4s, v" #w ".16b, v" #x0 ".4b[" #lane \
   "]\n\t"                                             \
   "sdot v" #d1 ".4s, v" #w ".16b, v" #x1 ".4b[" #lane "]\n\t"
-#define EDGEC_ROWS2(d0, d1)                                                                          \
-  EDGEC_DOT(d0, d1, 12, 24, 26, 0)                                                                   \
-  EDGEC_DOT(d0, d1, 13, 24, 26, 1)                                                                   \
-  EDGEC_DOT(d0, d1, 14, 24, 26, 2) EDGEC_DOT(d0, d1, 15, 24, 26, 3) EDGEC_DOT(d0, d1, 16, 25, 27, 0) \
-      EDGEC_DOT(d0, d1, 17, 25, 27, 1) EDGEC_DOT(d0, d1, 18, 25, 27, 2) EDGEC_DOT(d0, d1, 19, 25, 27, 3)
+#define EDGEC_ROWS2(d0, d1)        \
+  EDGEC_DOT(d0, d1, 12, 24, 26, 0) \
+  EDGEC_DOT(d0, d1, 13, 24, 26, 1) \
+  EDGEC_DOT(d0, d1, 14, 24, 26, 2) \
+  EDGEC_DOT(d0, d1, 15, 24, 26, 3) \
+  EDGEC_DOT(d0, d1, 16, 25, 27, 0) \
+  EDGEC_DOT(d0, d1, 17, 25, 27, 1) EDGEC_DOT(d0, d1, 18, 25, 27, 2) EDGEC_DOT(d0, d1, 19, 25, 27, 3)
 #define EDGEC_LOAD_SCALES "ldr q28, [%[b]], #16\n\t"
 #define EDGEC_LOAD_ROW_SCALES(quads) EDGEC_LOAD_ROW_SCALES_##quads
 #define EDGEC_LOAD_ROW_SCALES_1 "ld1 {v29.4s}, [%[s]], %[s_step]\n\t"

@@ -12,7 +12,7 @@ CXX_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h')
 PIP = $(PYTHON) -m pip --disable-pip-version-check -qq
 TESTS ?= tests
 
-.PHONY: demo test lint models dev bench bench-kernels test-asan env clean
+.PHONY: demo test lint models dev bench bench-kernels test-asan test-arm env clean
 
 # The package as a user installs it, with what building needs, in .venv
 demo: .venv/demo.done
@@ -53,6 +53,10 @@ test-asan: env
 bench: dev models bench-kernels
 	PYTHONPATH=. $(PYTHON) bench/models.py
 	PYTHONPATH=. $(PYTHON) bench/accuracy.py
+
+# The Arm kernels under emulation: correctness, and a limit on executed instructions (downloads 250 MB the first time)
+test-arm: env
+	EDGEC_TEST_ARM=1 $(PYTHON) -m pytest -q -s -rs tests/arm
 
 # int4, int8 and fp32 products beside onnxruntime and the machine's limits
 bench-kernels: dev

@@ -1,0 +1,77 @@
+"""The Arm kernels under emulation: against the generic kernel, the property tests, and executed instructions.
+
+`make test-arm` runs it; elsewhere it is skipped, for it downloads some 250 MB and compiles everything again.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import pytest
+
+if not os.environ.get("EDGEC_TEST_ARM"):
+    pytest.skip("set EDGEC_TEST_ARM=1 (make test-arm) to test Arm under emulation", allow_module_level=True)
+
+import count_instructions
+import environment
+
+# Executed instructions per 32 multiply-accumulates: (kernel, format, M, N, K, limit). The limits are what was reached,
+# rounded up; bench/arm.md says where they go.
+LIMITS = [
+    ("linear_f32_s8b32_s4n16k4_2x16_dotprod", "s4g32n16k4", 1, 4096, 4096, 5.8),
+    ("linear_f32_s8b32_u4n16k4_2x16_dotprod", "u4g32n16k4", 1, 4096, 4096, 6.2),
+    ("linear_f32_s8p2b32x4_s4n16k4_12x16_i8mm", "s4g32n16k4", 128, 1024, 1024, 2.2),
+    ("linear_f32_s8p2b32x4_u4n16k4_12x16_i8mm", "u4g32n16k4", 128, 1024, 1024, 2.2),
+    ("linear_f32_s8b32x4_s4n16k4_12x16_dotprod", "s4g32n16k4", 128, 1024, 1024, 3.05),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def arm():
+    try:
+        environment.setup()
+    except environment.Unavailable as reason:
+        pytest.skip(f"no arm64 to test in: {reason}")
+
+
+@pytest.fixture(scope="module")
+def kernels_test():
+    source = environment.PROJECT / "tests/cpp/kernels_test.cpp"
+    return environment.build("kernels_test", [*environment.kernel_sources(), source])
+
+
+@pytest.mark.parametrize("disabled", ["", "i8mm", "i8mm,dotprod"])
+def test_kernels_match_generic(kernels_test, disabled):
+    """Every kernel of the table over random shapes, on buffers of exactly the documented size."""
+    command = [*environment.emulator(), str(kernels_test), "10"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={"EDGEC_DISABLE": disabled})
+    assert done.returncode == 0 and "kernels: ok" in done.stdout, done.stdout + done.stderr
+
+
+def test_properties():
+    """The kernels' Hypothesis tests in an arm64 Python; nothing of the Arm table may be skipped."""
+    package = environment.build_extension()
+    tests = [str(environment.PROJECT / "tests/property/test_kernels.py")]
+    options = ["-q", "-p", "no:cacheprovider", "--noconftest", "-rs", "-c", os.devnull]
+    done = environment.python(["-m", "pytest", *options, *tests], package, EDGEC_TEST_ARM="")
+    assert done.returncode == 0 and "skipped" not in done.stdout, done.stdout[-3000:] + done.stderr[-2000:]
+
+
+@pytest.fixture(scope="module")
+def run_linear():
+    source = environment.PROJECT / "tests/arm/run_linear.cpp"
+    return environment.build("run_linear", [*environment.kernel_sources(), source])
+
+
+@pytest.mark.parametrize(("kernel", "fmt", "m", "n", "k", "limit"), LIMITS, ids=lambda v: v if isinstance(v, str) else "")
+def test_executed_instructions(run_linear, kernel, fmt, m, n, k, limit):
+    """The whole product but the activations' quantization: unpacking, scaling and the store are within."""
+    isa = kernel.rsplit("_", 1)[1]
+    functions = rf"{kernel}|kernels{len(isa)}{isa}"
+    arguments = [kernel, fmt, *map(str, (m, n, k))]
+    counted, mix = count_instructions.count(environment.emulator(), run_linear, arguments, functions)
+    per_unit = counted.total() / (m * n * k / 32)
+    print(f"\n{kernel} {fmt} {m}x{n}x{k}: {per_unit:.3f} instructions per 32 multiply-accumulates")
+    assert mix["smmla" if isa == "i8mm" else "sdot"] * 32 >= m * n * k, "the kernel did not do the work"
+    assert per_unit <= limit

@@ -24,7 +24,16 @@ PACKAGES = (
     "libexpat1 zlib1g libffi8 libssl3 libbz2-1.0 liblzma5 libcrypt1 libuuid1"
 ).split()
 BINARY_WHEELS = ("numpy==2.2.6",)
-PURE_WHEELS = ("pytest==8.4.2", "hypothesis==6.140.3", "attrs", "sortedcontainers", "pluggy", "iniconfig", "packaging", "pygments")
+PURE_WHEELS = (
+    "pytest==8.4.2",
+    "hypothesis==6.140.3",
+    "attrs",
+    "sortedcontainers",
+    "pluggy",
+    "iniconfig",
+    "packaging",
+    "pygments",
+)
 # One target to link for, since each new one makes zig build its C library once; sources have CPUs of their own.
 TARGET = ("-target", "aarch64-linux-gnu.2.28")
 CPU = {"neon_dotprod": "generic+dotprod", "neon_i8mm": "generic+dotprod+i8mm"}
@@ -105,7 +114,9 @@ def setup() -> None:
 
 def _compile(source: Path, extra: tuple[str, ...]) -> Path:
     out = BUILD / source.relative_to(PROJECT).with_suffix(".o")
-    newest = max(p.stat().st_mtime for p in [source, *(PROJECT / "csrc").rglob("*.h"), *(PROJECT / "csrc").rglob("*.inc")])
+    newest = max(
+        p.stat().st_mtime for p in [source, *(PROJECT / "csrc").rglob("*.h"), *(PROJECT / "csrc").rglob("*.inc")]
+    )
     if not out.exists() or out.stat().st_mtime < newest:
         out.parent.mkdir(parents=True, exist_ok=True)
         level = "-O3" if source.parent.name == "kernels" else "-O1"
@@ -114,7 +125,9 @@ def _compile(source: Path, extra: tuple[str, ...]) -> Path:
     return out
 
 
-def build(name: str, sources: list[Path], compile_flags: tuple[str, ...] = (), link_flags: tuple[str, ...] = ()) -> Path:
+def build(
+    name: str, sources: list[Path], compile_flags: tuple[str, ...] = (), link_flags: tuple[str, ...] = ()
+) -> Path:
     """Compiles the sources that changed and links BUILD/name."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(lambda source: _compile(source, compile_flags), sources))

@@ -64,7 +64,9 @@ def run_linear():
     return environment.build("run_linear", [*environment.kernel_sources(), source])
 
 
-@pytest.mark.parametrize(("kernel", "fmt", "m", "n", "k", "limit"), LIMITS, ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(
+    ("kernel", "fmt", "m", "n", "k", "limit"), LIMITS, ids=lambda v: v if isinstance(v, str) else ""
+)
 def test_executed_instructions(run_linear, kernel, fmt, m, n, k, limit):
     """The whole product but the activations' quantization: unpacking, scaling and the store are within."""
     isa = kernel.rsplit("_", 1)[1]

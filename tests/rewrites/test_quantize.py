@@ -62,8 +62,10 @@ def test_reference_is_no_worse_than_rounding(n, k, group, kind, shape, seed):
     from edgec import kernels
 
     mine = error(w, *kernels.quantize(w, bits, group, symmetric), group)
+    # The extension searches groups of up to 128 (csrc/kernels/quantize.h); whole long rows take their largest value.
+    bound = found * 1.05 if (group or k) <= 128 else plain(w, bits, group or k) * 1.001
     subnormal = w.size * (8 * 2.0**-24) ** 2  # what the spacing of f16 scales costs where they are subnormal
-    assert mine <= found * 1.05 + 1e-6 * np.square(w, dtype=np.float64).sum() + subnormal
+    assert mine <= bound + 1e-6 * np.square(w, dtype=np.float64).sum() + subnormal
 
 
 def test_importance_moves_the_error_to_other_columns():

@@ -89,6 +89,7 @@ static void dot_direct(const uint8_t* a, const uint8_t* data, int64_t blocks, in
 // The same for one row and four panels of int4, in asm: a compiler hoists the unpacking of all panels and spills.
 // Registers: v0-v15 sums, v16-v19 dots, v20-v23 weights, v24-v25 scales, v26-v27 temporary, v28-v29 activations, v30
 // mask, v31 the row's scale and the correction (both in the first lanes).
+// clang-format off
 #define EDGEC_UNPACK_DOT(w0, w1, d0, d1, x, l0, l1)                                              \
   "and v26.16b, v" #w0 ".16b, v30.16b\n\tand v27.16b, v" #w1                                     \
   ".16b, v30.16b\n\t"                                                                            \
@@ -139,6 +140,7 @@ static void dot_direct(const uint8_t* a, const uint8_t* data, int64_t blocks, in
       : [h0] "r"(h0), [h1] "r"(h1), [h2] "r"(h2), [h3] "r"(h3), "w"(mask)                                              \
       : "v16", "v17", "v18", "v19", "v20", "v21", "v22", "v23", "v24", "v25", "v26", "v27", "v28", "v29", "v31", "cc", \
         "memory")
+// clang-format on
 
 template <Family kFamily>
 static void dot_row4(const uint8_t* a, const uint8_t* packed, int64_t panel_bytes, int64_t blocks, int64_t group_blocks,

@@ -78,6 +78,7 @@ static void unpack_blocks(const uint8_t* b, int64_t from, int64_t to, int64_t gr
 
 // Registers: v0-v11 sums, v12-v19 weights, v20-v23 dots, v24-v27 activations, then addends; v28 up: scales. In asm, for
 // all 32 are used and four to a load must be neighbours.
+// clang-format off
 #if defined(EDGEC_KERNELS_I8MM)
 #define EDGEC_DOT(d0, d1, x, w0, w1)      \
   "smmla v" #d0 ".4s, v" #x ".16b, v" #w0 \
@@ -136,6 +137,7 @@ static void unpack_blocks(const uint8_t* b, int64_t from, int64_t to, int64_t gr
 #define EDGEC_QUADS_1 EDGEC_LAST(0, 1, 2, 3, 29, "160")
 #define EDGEC_QUADS_2 EDGEC_NEXT(0, 1, 2, 3, 29) EDGEC_LAST(4, 5, 6, 7, 30, "288")
 #define EDGEC_QUADS_3 EDGEC_NEXT(0, 1, 2, 3, 29) EDGEC_NEXT(4, 5, 6, 7, 30) EDGEC_LAST(8, 9, 10, 11, 31, "416")
+// clang-format on
 
 // Adds the products of 4 kQuads rows (a: `blocks` prepared blocks) and four columns to sums[4 kQuads][kPanel].
 template <int kQuads>

@@ -19,10 +19,23 @@ BUILD = PROJECT / "build" / "arm"
 # qemu 11 of the backports: earlier ones compute SMOPA wrong and lack SME2.
 QEMU = ("trixie-backports", "qemu-user")
 SUITE = "bookworm"
-PACKAGES = (
-    "libc6 libgcc-s1 libstdc++6 libpython3.11-minimal libpython3.11-stdlib python3.11-minimal libpython3.11-dev "
-    "libexpat1 zlib1g libffi8 libssl3 libbz2-1.0 liblzma5 libcrypt1 libuuid1"
-).split()
+PACKAGES = [
+    "libc6",
+    "libgcc-s1",
+    "libstdc++6",
+    "libpython3.11-minimal",
+    "libpython3.11-stdlib",
+    "python3.11-minimal",
+    "libpython3.11-dev",
+    "libexpat1",
+    "zlib1g",
+    "libffi8",
+    "libssl3",
+    "libbz2-1.0",
+    "liblzma5",
+    "libcrypt1",
+    "libuuid1",
+]
 BINARY_WHEELS = ("numpy==2.2.6",)
 PURE_WHEELS = (
     "pytest==8.4.2",

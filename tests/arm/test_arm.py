@@ -52,7 +52,7 @@ def test_kernels_match_generic(kernels_test, disabled):
 def test_properties():
     """The kernels' Hypothesis tests in an arm64 Python; nothing of the Arm table may be skipped."""
     package = environment.build_extension()
-    tests = [str(environment.PROJECT / "tests/property/test_kernels.py")]
+    tests = [str(environment.PROJECT / "tests/property" / name) for name in ("test_kernels.py", "test_kernels_ops.py")]
     options = ["-q", "-p", "no:cacheprovider", "--noconftest", "-rs", "-c", os.devnull]
     done = environment.python(["-m", "pytest", *options, *tests], package, EDGEC_TEST_ARM="")
     assert done.returncode == 0 and "skipped" not in done.stdout, done.stdout[-3000:] + done.stderr[-2000:]

@@ -54,11 +54,13 @@ static void unpack_blocks(const uint8_t* b, int64_t from, int64_t to, int64_t gr
       const float32x4_t scale = vmulq_n_f32(neon_scales(header, quarter), kSigned ? 0.0625f : 1.0f);
       const float32x4_t addend = vmulq_n_f32(scale, -12582912.0f);
 #if defined(EDGEC_KERNELS_I8MM)
+      int8x16x4_t first, second;
       for (int i = 0; i < 4; ++i) {
         const int32x4_t low = vreinterpretq_s32_s8(w[2 * i]), high = vreinterpretq_s32_s8(w[2 * i + 1]);
-        vst1q_s8(to_quarter.w[i], vreinterpretq_s8_s32(vzip1q_s32(low, high)));
-        vst1q_s8(to_quarter.w[4 + i], vreinterpretq_s8_s32(vzip2q_s32(low, high)));
+        first.val[i] = vreinterpretq_s8_s32(vzip1q_s32(low, high));
+        second.val[i] = vreinterpretq_s8_s32(vzip2q_s32(low, high));
       }
+      vst1q_s8_x4(to_quarter.w[0], first), vst1q_s8_x4(to_quarter.w[4], second);
       const auto low_pair = [](float32x4_t v) {
         return vreinterpretq_f32_f64(vdupq_laneq_f64(vreinterpretq_f64_f32(v), 0));
       };
@@ -68,7 +70,8 @@ static void unpack_blocks(const uint8_t* b, int64_t from, int64_t to, int64_t gr
       vst1q_f32(to_quarter.scale[0], low_pair(scale)), vst1q_f32(to_quarter.scale[1], high_pair(scale));
       for (int i = 0; i < 4; ++i) vst1q_f32(to_quarter.addend[i], i % 2 ? high_pair(addend) : low_pair(addend));
 #else
-      for (int j = 0; j < 8; ++j) vst1q_s8(to_quarter.w[j], w[j]);
+      const int8x16x4_t first = {{w[0], w[1], w[2], w[3]}}, second = {{w[4], w[5], w[6], w[7]}};
+      vst1q_s8_x4(to_quarter.w[0], first), vst1q_s8_x4(to_quarter.w[4], second);
       vst1q_f32(to_quarter.scale[0], scale);
       for (int i = 0; i < 4; ++i) vst1q_f32(to_quarter.addend[i], addend);
 #endif
@@ -167,10 +170,12 @@ static void quads_tile(const uint8_t* a, const UnpackedQuarter* b, int64_t block
   register float32x4_t t9 __asm__("v9") = t[9], t10 __asm__("v10") = t[10], t11 __asm__("v11") = t[11];
 #define EDGEC_LOOP(quads) \
   __asm__ volatile(                                                                                                \
-      "tbz %[blocks], #0, 2f\n\t" EDGEC_BLOCK(quads, EDGEC_QUADS_##quads) "subs %[blocks], %[blocks], #1\n\t"      \
-      "b.eq 3f\n\t"                                                                                                \
-      "2:\n\t" EDGEC_BLOCK(quads, EDGEC_QUADS_##quads) EDGEC_BLOCK(quads, EDGEC_QUADS_##quads)                     \
-      "subs %[blocks], %[blocks], #2\n\tb.ne 2b\n\t3:\n\t"                                                         \
+      "tst %[blocks], #3\n\tb.eq 2f\n\t"                                                                         \
+      "1:\n\t" EDGEC_BLOCK(quads, EDGEC_QUADS_##quads) "sub %[blocks], %[blocks], #1\n\t"                         \
+      "tst %[blocks], #3\n\tb.ne 1b\n\tcbz %[blocks], 3f\n\t"                                                     \
+      "2:\n\t" EDGEC_BLOCK(quads, EDGEC_QUADS_##quads) EDGEC_BLOCK(quads, EDGEC_QUADS_##quads)                    \
+      EDGEC_BLOCK(quads, EDGEC_QUADS_##quads) EDGEC_BLOCK(quads, EDGEC_QUADS_##quads)                             \
+      "subs %[blocks], %[blocks], #4\n\tb.ne 2b\n\t3:\n\t"                                                        \
       : [a] "+r"(a), [b] "+r"(b), [s] "+r"(row_scales), [blocks] "+r"(blocks), "+w"(t0), "+w"(t1), "+w"(t2),       \
         "+w"(t3), "+w"(t4), "+w"(t5), "+w"(t6), "+w"(t7), "+w"(t8), "+w"(t9), "+w"(t10), "+w"(t11)                 \
       : [start] "r"(kStart), [a_step] "r"(a_step), [s_step] "r"(s_step)                                            \

@@ -57,13 +57,13 @@ class Unavailable(Exception):
     """This machine or its network lacks something; the message names it."""
 
 
-def _run(command: list[str], **options) -> str:
+def _run(command: list[str], error: type[Exception] = Unavailable, **options) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
-    except FileNotFoundError as error:
-        raise Unavailable(f"{command[0]} is not installed") from error
+    except FileNotFoundError as missing:
+        raise Unavailable(f"{command[0]} is not installed") from missing
     if done.returncode:
-        raise Unavailable(f"{' '.join(command[:6])} ...: {(done.stderr or done.stdout).strip()[-500:]}")
+        raise error(f"{' '.join(command[:6])} ...: {(done.stderr or done.stdout).strip()[-1000:]}")
     return done.stdout
 
 
@@ -134,7 +134,11 @@ def _compile(source: Path, extra: tuple[str, ...]) -> Path:
         out.parent.mkdir(parents=True, exist_ok=True)
         level = "-O3" if source.parent.name == "kernels" else "-O1"
         flags = [level, *TARGET, f"-mcpu={CPU.get(source.stem, 'generic')}", *FLAGS, *extra]
-        _run([sys.executable, "-m", "ziglang", "c++", *flags, "-c", str(source), "-o", str(out)], cwd=PROJECT)
+        _run(
+            [sys.executable, "-m", "ziglang", "c++", *flags, "-c", str(source), "-o", str(out)],
+            RuntimeError,
+            cwd=PROJECT,
+        )
     return out
 
 
@@ -147,7 +151,7 @@ def build(
     out = BUILD / name
     if not out.exists() or out.stat().st_mtime < max(o.stat().st_mtime for o in objects):
         link = ["-O3", *TARGET, "-mcpu=generic", *link_flags, *map(str, objects)]
-        _run([sys.executable, "-m", "ziglang", "c++", *link, "-o", str(out)], cwd=PROJECT)
+        _run([sys.executable, "-m", "ziglang", "c++", *link, "-o", str(out)], RuntimeError, cwd=PROJECT)
     return out
 
 

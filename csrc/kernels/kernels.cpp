@@ -110,7 +110,13 @@ void linear(const LinearArgs& args, const ParallelFor& pool, void* scratch, cons
   constexpr int64_t kGrain = int64_t{1} << 17;  // multiply-adds worth a worker's while: some 3 us
   if (count >= 2 * pool.workers || count >= job.tiles) {
     const int64_t macs = args.m * args.k * kPanel;
-    parallel(pool, count, 1 + kGrain / (1 + macs),
+    // The GEMV of Arm takes four panels at once: slices are whole fours.
+#if defined(__aarch64__)
+    const int64_t unit = args.m == 1 ? 4 : 1;
+#else
+    constexpr int64_t unit = 1;
+#endif
+    parallel(pool, count, (kGrain / (1 + macs) / unit + 1) * unit,
              [&](int64_t begin, int64_t end, int) { slice(0, job.tiles, begin, end); });
   } else {
     const int64_t macs = kernel->info.mr * args.k * args.n;

@@ -202,7 +202,7 @@ def caller(cg: CompiledGroups, index: int, node, x: np.ndarray, x_node, threads:
     """A function that runs the layer once, in `threads` slices, and the output array."""
     _, compiled = cg.groups[index]
     out = np.empty(node.shape, np.float32)
-    function, held, extent = getattr(cg.library(), compiled.symbol), [out], compiled.extent
+    function, held, extent = getattr(cg.loaded(), compiled.symbol), [out], compiled.extent
     calls = []
     for i in range(threads):
         args = []

@@ -51,7 +51,7 @@ class CompiledGroups:
         self.groups.append((group, self.backend.add(group)))
         return len(self.groups) - 1
 
-    def library(self) -> ctypes.CDLL:
+    def loaded(self) -> ctypes.CDLL:
         if self._library is None:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "code.so"
@@ -87,7 +87,7 @@ class CompiledGroups:
             args.append(ctypes.c_void_p(memory.ctypes.data + GUARD))
         extent = evaluate(compiled.extent, dims)
         at = [0, *sorted(int(c * extent) for c in cuts), extent]
-        function = getattr(self.library(), compiled.symbol)
+        function = getattr(self.loaded(), compiled.symbol)
         for begin, end in itertools.pairwise(at):
             assert function(*args, ctypes.c_int64(begin), ctypes.c_int64(end)) == 0
         for memory in raw:

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Latency of whole models beside onnxruntime, all in one run: edgec int4 and fp32, onnxruntime fp32 and int8 (dynamic).
 
-usage: python bench/models.py [--models minilm,magika,...] [--threads 1,2] [--repeat 30] [--json FILE]
+usage: python bench/models.py [--models minilm,magika,...] [--threads 1,2] [--repeat 9] [--json FILE]
 
-The contestants of a row run alternately, one call each in turn, so that the machine's drift meets all of them; medians.
+The contestants of a row take turns, so that the machine's drift meets all of them: 0.1 s of warming up, then three calls
+that count; medians.
 Models are looked for under $EDGEC_MODELS (~/.cache/edgec-models); one that is not there is reported and left out.
 """
 
@@ -25,6 +26,7 @@ import onnxruntime
 import edgec
 
 MODELS = Path(os.environ.get("EDGEC_MODELS", Path.home() / ".cache/edgec-models"))
+WARM_S = 0.1
 RNG = np.random.default_rng(0)
 
 
@@ -52,7 +54,13 @@ ROWS: dict[str, tuple[str, dict[str, Callable[[], dict]]]] = {
     ),
     "swift-f0": (
         "swift-f0/model.onnx",
-        {"1 s": lambda: {"audio": floats(1, 16000), "fmin": np.float32(46), "fmax": np.float32(2000)}},
+        {
+            "1 s": lambda: {
+                "audio": floats(1, 16000),
+                "fmin": np.array(46, np.float32),
+                "fmax": np.array(2000, np.float32),
+            }
+        },
     ),
 }
 
@@ -86,10 +94,14 @@ def measure(calls: dict[str, Callable[[], object]], repeat: int) -> dict[str, fl
             call()
     for _ in range(repeat):
         for name, call in calls.items():
-            call()  # the turn's own caches, not the peer's leavings
-            start = time.perf_counter()
-            call()
-            times[name].append((time.perf_counter() - start) * 1e3)
+            # Until the others' threads have stopped spinning and the caches are this one's own.
+            warm = time.perf_counter() + WARM_S
+            while time.perf_counter() < warm:
+                call()
+            for _ in range(3):
+                start = time.perf_counter()
+                call()
+                times[name].append((time.perf_counter() - start) * 1e3)
     return {name: statistics.median(t) for name, t in times.items()}
 
 
@@ -97,7 +109,7 @@ def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--models", default=",".join(ROWS))
     ap.add_argument("--threads", default="1,2")
-    ap.add_argument("--repeat", type=int, default=30)
+    ap.add_argument("--repeat", type=int, default=9)
     ap.add_argument("--json", type=Path)
     args = ap.parse_args()
     results = []

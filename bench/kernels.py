@@ -28,7 +28,7 @@ from edgec import kernels as ek
 
 STREAM_BYTES = 192 << 20
 STATISTIC = statistics.median
-SETTLE_S = 3e-3
+SETTLE_S = 0.06
 
 
 class Limits:

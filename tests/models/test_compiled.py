@@ -168,5 +168,7 @@ def test_int4_builds_runs_and_stays_close(name, tmp_path):
         a, b = got[output].astype(np.float64).ravel(), value.astype(np.float64).ravel()
         assert np.isfinite(a).all(), output
         cosine = float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-30))
-        worst = float(np.abs(a - b).max())
-        assert cosine > 0.8 or worst < 0.05, f"{output}: cosine {cosine:.3f}, departs by {worst:.3f}"
+        assert cosine > 0.8, f"{output}: cosine {cosine:.3f}"
+        if value.size < 16:  # a few numbers have a cosine near 1 whatever they are
+            error = relative(got[output], value)
+            assert error < 0.5, f"{output} departs by {error:.2f} of its largest value"

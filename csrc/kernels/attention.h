@@ -33,6 +33,11 @@ static void softmax_row(const AttentionArgs& a, int64_t batch, int64_t head, int
     seen = seen < 0 ? 0 : seen < count ? seen : count;
   }
   const int64_t end = (count + 7) / 8 * 8;
+  if (a.window > 0) {
+    int64_t hidden = position + a.causal_offset + 1 - a.window - kv;
+    hidden = hidden < seen ? hidden : seen;
+    for (int64_t j = 0; j < hidden; ++j) scores[j] = -__builtin_inff();
+  }
   for (int64_t j = seen; j < end; ++j) scores[j] = -__builtin_inff();
   f32x8 top = splat(*peak);
   for (int64_t j = 0; j < end; j += 8) top = vmax(load(scores + j), top);

@@ -132,6 +132,7 @@ struct AttentionArgs {
   float softcap = 0.0f;  // > 0: scores become softcap * tanh(score / softcap) before the mask
   bool causal = false;   // row i sees j <= i + causal_offset
   int64_t causal_offset = 0;
+  int64_t window = 0;  // > 0: row i sees only j > i + causal_offset - window
 };
 size_t attention_scratch_bytes(const AttentionArgs& args, int workers);
 void attention_f32(const AttentionArgs& args, const ParallelFor& pool, void* scratch, const IsaOps* ops = nullptr);

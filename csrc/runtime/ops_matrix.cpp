@@ -357,7 +357,7 @@ struct Heads {
 };
 
 kernels::AttentionArgs attention_args(const KernelCall& c) {
-  const Heads q(c, c.tensor(0), 7), k(c, c.tensor(1), 8), v(c, c.tensor(2), 9), y(c, c.tensor(4), 10);
+  const Heads q(c, c.tensor(0), 9), k(c, c.tensor(1), 10), v(c, c.tensor(2), 11), y(c, c.tensor(4), 12);
   c.require(k.b == q.b && v.b == q.b && y.b == q.b && k.h == v.h && k.s == v.s && k.d == q.d, "k and v do not fit");
   c.require(k.h > 0 && q.h % k.h == 0, "its heads do not divide");
   c.require(y.h == q.h && y.s == q.s && y.d == v.d, "y does not fit");
@@ -380,6 +380,9 @@ kernels::AttentionArgs attention_args(const KernelCall& c) {
   args.scale = static_cast<float>(c.real(5));
   args.causal = c.integer(6) != 0;
   args.causal_offset = k.s - q.s;
+  c.require(c.integer(7) >= 0 && c.real(8) >= 0.0, "its window or softcap is negative");
+  args.window = c.integer(7);
+  args.softcap = static_cast<float>(c.real(8));
   if (const Tensor* mask = c.optional(3)) {
     c.require(mask->dtype == DType::kF32 && mask->rank() <= 4, "its mask does not fit");
     args.mask = mask->as<const float>();
@@ -426,8 +429,9 @@ constexpr Kernel kKernels[] = {
     {"linear", "x, w, bias?, residual? -> y; act:s, format:s, n, k", linear, linear_scratch},
     {"matmul", "a, b -> y; trans_a, trans_b", matmul, matmul_scratch},
     {"matmul_int", "a, b, a_zero?, b_zero? -> y", matmul_int, matmul_int_scratch},
-    {"attention", "q, k, v, mask? -> y; scale:f, causal, q_layout:s, k_layout:s, v_layout:s, out_layout:s", attention,
-     attention_scratch},
+    {"attention",
+     "q, k, v, mask? -> y; scale:f, causal, window, softcap:f, q_layout:s, k_layout:s, v_layout:s, out_layout:s",
+     attention, attention_scratch},
     {"gather_quantized", "table, indices -> y; format:s, rows, dim", gather_quantized, gather_quantized_scratch},
 };
 

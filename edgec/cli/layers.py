@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +94,9 @@ def _kept(graph, source: Mapping[str, tuple[int, str]]) -> dict[str, tuple[Any, 
 
 
 def _with_outputs(graph, kept: Mapping[str, tuple[Any, str, str]]):
-    from edgec.ir.node import Graph
 
     more = tuple((key, node) for key, (node, _, _) in kept.items())
-    return Graph(graph.inputs, (*graph.outputs, *more), graph.symbols, graph.name, graph.origins)
+    return replace(graph, outputs=(*graph.outputs, *more))
 
 
 def _source_values(

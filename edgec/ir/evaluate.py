@@ -87,10 +87,16 @@ class Evaluator:
 
 
 def run(
-    graph: Graph, feeds: Mapping[str, np.ndarray], watch: Callable[[Node, object], None] | None = None
+    graph: Graph,
+    feeds: Mapping[str, np.ndarray],
+    watch: Callable[[Node, object], None] | None = None,
+    parameters: Mapping[str, int] | None = None,
 ) -> dict[str, np.ndarray]:
     """The graph's outputs by name. watch(node, value) sees every value that was computed."""
-    evaluator = Evaluator(feeds, bind_symbols(graph.inputs, feeds))
+    env = bind_symbols(graph.inputs, feeds)
+    for name, default in graph.parameters.items():
+        env[name] = (parameters or {}).get(name, evaluate(default, env))
+    evaluator = Evaluator(feeds, env)
     outputs = {name: evaluator(node) for name, node in graph.outputs}
     if watch:
         for node, value in evaluator.values.items():

@@ -6,13 +6,13 @@ import hashlib
 import struct
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from edgec.ir.dims import Expr
+from edgec.ir.dims import Dim, Expr
 from edgec.ir.types import Quantized, TensorType, Type, dtype_of
 
 SMALL = 4096  # constants up to this many bytes are equal by content, larger ones by where they come from
@@ -176,7 +176,8 @@ class Graph:
     """Inputs in the source's order (unused ones too), named outputs, the bounds of symbols, and where nodes come from.
 
     symbols: name -> (low, high or None), inclusive. origins: node -> names of source nodes; a side table for reports
-    and errors that no rewrite depends on.
+    and errors that no rewrite depends on. states: (input, output) that a session keeps: what the output gives is the
+    input of the next run. parameters: symbols that no input has, set for each run; the Dim is what they are otherwise.
     """
 
     inputs: tuple[Node, ...]
@@ -184,6 +185,8 @@ class Graph:
     symbols: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
     name: str = "graph"
     origins: weakref.WeakKeyDictionary = field(default_factory=weakref.WeakKeyDictionary, compare=False, repr=False)
+    states: tuple[tuple[str, str], ...] = ()
+    parameters: Mapping[str, Dim] = field(default_factory=dict)
 
     def nodes(self) -> list[Node]:
         """All nodes that an output needs, operands before users."""
@@ -198,7 +201,7 @@ class Graph:
 
     def with_outputs(self, outputs: Iterable[Node]) -> Graph:
         names = [name for name, _ in self.outputs]
-        return Graph(self.inputs, tuple(zip(names, outputs, strict=True)), self.symbols, self.name, self.origins)
+        return replace(self, outputs=tuple(zip(names, outputs, strict=True)))
 
     def origin(self, node: Node) -> str:
         return ", ".join(self.origins.get(node, ())) or node.op

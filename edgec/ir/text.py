@@ -6,6 +6,7 @@
     %2: f32[s, 4] = add(%0, %1)
     return (%2 as "y") inputs (%0)
 
+A graph with states or parameters ends in `keeps {"states": [["past", "present"]], "parameters": {"k": "s"}}`.
 Small constants stand in the text; others by a name, under which parse_graph is given their data.
 """
 
@@ -120,14 +121,18 @@ def print_graph(graph: Graph) -> str:
         note = f"  # {json.dumps(list(origin))}" if origin else ""
         lines.append(f"%{ids[n]}: {n.type} = {n.op}{args}" + (f" {{{attrs}}}" if attrs else "") + note)
     outputs = ", ".join(f"%{ids[n]} as {json.dumps(name)}" for name, n in graph.outputs)
-    lines.append(f"return ({outputs}) inputs ({', '.join(f'%{ids[n]}' for n in graph.inputs)})")
+    tail = f"return ({outputs}) inputs ({', '.join(f'%{ids[n]}' for n in graph.inputs)})"
+    if graph.states or graph.parameters:
+        kept = {"states": graph.states, "parameters": {k: format_dim(d) for k, d in graph.parameters.items()}}
+        tail += f" keeps {json.dumps(kept)}"
+    lines.append(tail)
     return "\n".join(lines) + "\n"
 
 
 _LINE = re.compile(r"%(\d+): (.*?) = (\w+)(?:\(([^)]*)\))?(?: \{(.*)\})?(?:  # (\[.*\]))?$")
 _HEAD = re.compile(r"graph (\".*?[^\\]\"|\"\") \((.*)\)$")
 _BOUND = re.compile(r"(\".*\"): (\d+)\.\.(\d*)$")
-_TAIL = re.compile(r"return \((.*)\) inputs \(([^()]*)\)$")
+_TAIL = re.compile(r"return \((.*)\) inputs \(([^()]*)\)(?: keeps (\{.*\}))?$")
 
 
 def parse_graph(text: str, data: Mapping[str, Data] | None = None) -> Graph:
@@ -150,7 +155,10 @@ def parse_graph(text: str, data: Mapping[str, Data] | None = None) -> Graph:
                     ref, _, label = part.partition(" as ")
                     outputs.append((json.loads(label), nodes[ref[1:]]))
                 inputs = tuple(nodes[p[1:]] for p in split_commas(tail[2]))
-                graph = Graph(inputs, tuple(outputs), symbols, name)
+                kept = json.loads(tail[3] or "{}")
+                states = tuple((str(past), str(present)) for past, present in kept.get("states", ()))
+                parameters = {str(k): parse_dim(v) for k, v in kept.get("parameters", {}).items()}
+                graph = Graph(inputs, tuple(outputs), symbols, name, states=states, parameters=parameters)
                 graph.origins.update(origins)
                 return graph
             elif match := _LINE.match(line):

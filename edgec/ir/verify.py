@@ -27,6 +27,9 @@ def verify(graph: Graph) -> None:
     outputs = [name for name, _ in graph.outputs]
     if len(set(outputs)) != len(outputs):
         raise IrError(f"two outputs have one name: {sorted(outputs)}")
+    for past, present in graph.states:
+        if past not in names or present not in outputs:
+            raise IrError(f"the state {past!r} -> {present!r} is no input and output of the graph")
     inputs = set(graph.inputs)
     for node in graph.nodes():
         where = f"{node.op} ({graph.origin(node)})"

@@ -36,7 +36,7 @@ def _gather(n: Node) -> Builtin:
 
 def _attention(n: Node) -> Builtin:
     layouts = (n["q_layout"], n["k_layout"], n["v_layout"], n["out_layout"])
-    return Builtin("attention", n.inputs, (n["scale"], int(n["causal"]), *layouts))
+    return Builtin("attention", n.inputs, (n["scale"], int(n["causal"]), n["window"], n["softcap"], *layouts))
 
 
 def _recurrent(n: Node) -> Builtin:

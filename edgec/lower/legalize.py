@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from edgec.ir.dims import product
 from edgec.ir.node import Graph, Node, constant, make
+from edgec.ir.ops.registry import IrError
 from edgec.ir.types import TensorType
 
 # Built-in kernels that compute in f32; the other float dtypes are cast around them.
@@ -79,6 +80,16 @@ def _matmul(node: Node) -> Node:
     return make("reduce_sum", products, axes=(products.rank - 1,))
 
 
+def _cache_append(node: Node) -> Node:
+    """A cache that is an input and an output, no state: the new tokens behind it in a copy."""
+    past, new = node.operands()
+    if node["dtype"] != "f32":
+        raise IrError("cache_append: only a state can be of 8 bits")
+    if node["layout"] != ("bshd" if node["axis"] == 1 else "bhsd"):
+        new = make("transpose", new, perm=(0, 2, 1, 3))
+    return make("concat", past, new, axis=node["axis"])
+
+
 def legalize(graph: Graph, pick: Pick) -> Graph:
     """The graph with only what the kernels and templates compute.
 
@@ -120,6 +131,8 @@ def _one(node: Node, pick: Pick) -> Node:
         table, indices = node.inputs
         assert indices is not None
         return make("gather", make("pack", table, format=pick(table, "gather")), cast(indices, "i64"), axis=0)
+    if node.op == "cache_append":
+        return _cache_append(node)
     if node.op == "conv" and node.inputs[1] is not None and node.inputs[1].type.encoding:
         x, w, *rest = node.inputs
         return make("conv", x, constant(w["data"].array()), *rest, **node.attrs)

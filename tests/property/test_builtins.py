@@ -421,10 +421,12 @@ def test_linear_refuses_short_weights_and_unknown_names():
     st.tuples(*[st.sampled_from(("bhsd", "bshd"))] * 4),
     st.sampled_from((None, (1, 1, 1, 1), (1, 1, 0, 1), (1, 1, 1, 0), (1, 1, 0, 0), (1,))),
     st.booleans(),
+    st.sampled_from((0, 0, 1, 3)),
+    st.sampled_from((0.0, 0.5)),
     st.randoms(use_true_random=False),
     threads,
 )
-def test_attention(b, heads, lengths, sizes, layouts, mask_dims, causal, random, threads):
+def test_attention(b, heads, lengths, sizes, layouts, mask_dims, causal, window, softcap, random, threads):
     rng = np.random.default_rng(random.randrange(2**32))
     (h, hk), (s, t), (d, dv) = heads, lengths, sizes
     assume(not causal or s <= t)  # a row that sees nothing is NaN
@@ -440,8 +442,8 @@ def test_attention(b, heads, lengths, sizes, layouts, mask_dims, causal, random,
         shape = tuple(n if bit else random.choice((1, n)) for bit, n in zip(mask_dims, full, strict=True))
         mask = rng.standard_normal(shape).astype(np.float32)
     names = dict(zip(("q_layout", "k_layout", "v_layout", "out_layout"), layouts, strict=True))
-    (want,) = reference("attention", q, k, v, mask, scale=0.3, causal=causal, **names)
-    args = (q, k, v, mask, 0.3, int(causal), *layouts)
+    (want,) = reference("attention", q, k, v, mask, scale=0.3, causal=causal, window=window, softcap=softcap, **names)
+    args = (q, k, v, mask, 0.3, int(causal), window, softcap, *layouts)
     (got,) = run("attention", *args, out=[(want.shape, "f4")], threads=threads)
     close(got, want, 1e-5)
 

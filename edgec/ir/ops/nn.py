@@ -290,17 +290,19 @@ define("avg_pool", "x", _pool, _avg_pool_reference, "nn", **_POOL, count_pads=Fa
 LAYOUTS = ("bhsd", "bshd")
 
 
-def _heads_first(t: TensorType, layout: str):
-    need(t.rank == 4 and layout in LAYOUTS, f"attention: operand {t} in layout {layout!r}")
+def _heads_first(op: str, t: TensorType, layout: str):
+    need(t.rank == 4 and layout in LAYOUTS, f"{op}: operand {t} in layout {layout!r}")
     b, s, h, d = t.shape if layout == "bshd" else (t.shape[0], t.shape[2], t.shape[1], t.shape[3])
     return b, h, s, d
 
 
-def _attention(q, k, v, mask, scale, causal, q_layout, k_layout, v_layout, out_layout):
+def _attention(q, k, v, mask, scale, causal, window, softcap, q_layout, k_layout, v_layout, out_layout):
+    need(isinstance(window, int) and window >= 0, f"attention: a window of {window}")
+    need(softcap >= 0.0, f"attention: a softcap of {softcap}")
     dtype = need_same_dtype("attention", q, k, v)
-    b, h, s, d = _heads_first(q, q_layout)
-    _, hk, t, dk = _heads_first(k, k_layout)
-    _, hv, tv, dv = _heads_first(v, v_layout)
+    b, h, s, d = _heads_first("attention", q, q_layout)
+    _, hk, t, dk = _heads_first("attention", k, k_layout)
+    _, hv, tv, dv = _heads_first("attention", v, v_layout)
     _contract("attention", d, dk)
     need(same_dims(t, tv) and same_dims(hk, hv), f"attention: k {k} and v {v} differ")
     need(isinstance(h, int) and isinstance(hk, int) and hk > 0 and h % hk == 0, f"attention: {h} heads over {hk}")
@@ -311,7 +313,7 @@ def _attention(q, k, v, mask, scale, causal, q_layout, k_layout, v_layout, out_l
     return TensorType(dtype, (b, s, h, dv) if out_layout == "bshd" else (b, h, s, dv))
 
 
-def _attention_reference(q, k, v, mask, scale, causal, q_layout, k_layout, v_layout, out_layout):
+def _attention_reference(q, k, v, mask, scale, causal, window, softcap, q_layout, k_layout, v_layout, out_layout):
     dtype = q.dtype
     q, k, v = (
         np.swapaxes(x, 1, 2) if layout == "bshd" else x for x, layout in ((q, q_layout), (k, k_layout), (v, v_layout))
@@ -320,16 +322,44 @@ def _attention_reference(q, k, v, mask, scale, causal, q_layout, k_layout, v_lay
     k, v = (np.repeat(x, q.shape[1] // x.shape[1], axis=1) for x in (k, v))
     with np.errstate(all="ignore"):
         scores = q @ np.swapaxes(k, -1, -2) * scale
+        scores = softcap * np.tanh(scores / softcap) if softcap else scores
         scores = scores if mask is None else scores + mask.astype(np.float64)
+        s, t = scores.shape[-2:]
+        position, key = np.arange(s)[:, None] + (t - s), np.arange(t)
         if causal:
-            s, t = scores.shape[-2:]
-            scores = np.where(np.arange(t) > np.arange(s)[:, None] + (t - s), -np.inf, scores)
+            scores = np.where(key > position, -np.inf, scores)
+        if window:
+            scores = np.where(key <= position - window, -np.inf, scores)
         e = np.exp(scores - scores.max(-1, keepdims=True, initial=-np.inf))
         y = (e / e.sum(-1, keepdims=True)) @ v
     return (np.swapaxes(y, 1, 2) if out_layout == "bshd" else y).astype(dtype)
 
 
-# softmax(q k^T * scale + mask) v for each head; k and v may have fewer heads (grouped-query attention), each read by
-# h / hk query heads in a row. mask broadcasts to [b, h, s, t]. causal: query i sees keys up to i + t - s
-define("attention", "q k v mask?", _attention, _attention_reference, "nn", scale=REQUIRED, causal=False,
-       q_layout="bhsd", k_layout="bhsd", v_layout="bhsd", out_layout="bhsd")  # fmt: skip
+# softmax(cap(q k^T * scale) + mask) v for each head; k and v may have fewer heads (grouped-query attention), each read
+# by h / hk query heads in a row. mask broadcasts to [b, h, s, t]. Query i stands at position p = i + t - s: causal, it
+# sees keys up to p; window > 0: only those after p - window. softcap c > 0: cap(x) = c tanh(x / c)
+define("attention", "q k v mask?", _attention, _attention_reference, "nn", scale=REQUIRED, causal=False, window=0,
+       softcap=0.0, q_layout="bhsd", k_layout="bhsd", v_layout="bhsd", out_layout="bhsd")  # fmt: skip
+
+
+def _cache_append(past, new, axis, layout, dtype):
+    need(past.rank == 4 and axis in (1, 2), f"cache_append: {past} along axis {axis}")
+    need(dtype in ("f32", "i8"), f"cache_append: a cache of {dtype}")
+    need(need_same_dtype("cache_append", past, new) in FLOATS, f"cache_append does not take {past.dtype}")
+    bp, hp, t, dp = _heads_first("cache_append", past, LAYOUTS[2 - axis])
+    b, h, s, d = _heads_first("cache_append", new, layout)
+    need(same_dims(b, bp) and same_dims(h, hp) and same_dims(d, dp), f"cache_append: {past} and {new} differ")
+    return TensorType(past.dtype, past.shape[:axis] + (t + s,) + past.shape[axis + 1 :])
+
+
+def _cache_append_reference(past, new, axis, layout, dtype):
+    new = new if layout == LAYOUTS[2 - axis] else np.swapaxes(new, 1, 2)
+    if dtype == "i8" and new.shape[-1]:
+        new = quantize_rows(new, new.shape[-1]).astype(new.dtype)
+    return np.concatenate([past, new], axis=axis)
+
+
+# concat(past, new) along the sequence axis: 2 where past is [b, h, t, d], 1 where it is [b, t, h, d]; layout: new's.
+# dtype "i8": new is rounded to int8 with one f32 scale for each token and head first. Where past is a state of the
+# graph, the new tokens are written behind it in place
+define("cache_append", "past new", _cache_append, _cache_append_reference, "nn", axis=2, layout="bhsd", dtype="f32")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import tomllib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -14,8 +15,13 @@ from edgec.errors import EdgecError
 @dataclass(frozen=True)
 class Target:
     """triple, cpu: LLVM's names. features: LLVM's, beyond those of the cpu. requires: features that the CPU must
-    have when an artifact is loaded, by the names of edgec._core.cpu_features. vector_bits: of one register. Caches in
+    have when an artifact is loaded, by the names of edgec._core.cpu_features. vector_bits: of one register.
+    matrix_unit: "none", "amx" or "sme2". link: the recipe, "elf" (glibc), "bionic" (Android) or "macho". Caches in
     bytes, per core except l3.
+
+    What estimates of latency and energy go by, of the performance cores together or each: bandwidth_gbs that they read
+    from memory together, int8_macs and fp32_macs per cycle and core without the matrix unit, clock_ghz, and watts that
+    the device draws while they all work. 0: not known.
     """
 
     name: str
@@ -24,16 +30,28 @@ class Target:
     features: tuple[str, ...] = ()
     requires: tuple[str, ...] = ()
     vector_bits: int = 128
-    cores: int = 0  # 0: as many as the machine has
+    matrix_unit: str = "none"
+    link: str = "elf"
+    cores: int = 0  # that run models: all, or the performance cores; 0: as many as the machine has
+    efficiency_cores: int = 0
     l1d: int = 32 << 10
     l2: int = 512 << 10
     l3: int = 0
     packed: tuple[str, ...] = ()  # packed weight formats, the preferred one first; (): the kernel table's own order
+    clock_ghz: float = 0.0
+    bandwidth_gbs: float = 0.0
+    int8_macs: int = 0
+    fp32_macs: int = 0
+    watts: float = 0.0
     description: str = ""
 
     @property
     def arch(self) -> str:
-        return self.triple.split("-")[0]
+        name = self.triple.split("-")[0]
+        return {"arm64": "aarch64"}.get(name, name)
+
+
+_CHOICES = {"matrix_unit": ("none", "amx", "sme2"), "link": ("elf", "bionic", "macho")}
 
 
 def folder() -> Path:
@@ -73,9 +91,13 @@ def _read(name: str, above: tuple[str, ...]) -> dict:
         if key not in known:
             raise EdgecError("EC1402", f"target {name!r} has an unknown key {key!r}", where=path.name,
                              hint=f"keys: inherits, {', '.join(known)}")  # fmt: skip
-        expected = {"str": str, "int": int}.get(str(known[key]), list)
+        expected = {"str": str, "int": int, "float": float}.get(str(known[key]), list)
         if not isinstance(value, expected) or isinstance(value, bool):
             raise EdgecError("EC1402", f"target {name!r}: {key} must be of type {expected.__name__}", where=path.name)
+        if isinstance(value, (int, float)) and not 0 <= value < 2**40:
+            raise EdgecError("EC1402", f"target {name!r}: {key} = {value} is no such figure", where=path.name)
+        if value not in _CHOICES.get(key, (value,)):
+            raise EdgecError("EC1402", f"target {name!r}: {key} is one of {', '.join(_CHOICES[key])}", where=path.name)
         merged[key] = tuple(value) if isinstance(value, list) else value
     if not above:
         for key in ("triple", "cpu"):
@@ -93,7 +115,7 @@ def host() -> Target:
     if machine in ("x86_64", "amd64"):
         fitting = [t for t in map(load, ("x86-64-v2", "x86-64-v3")) if flags.issuperset(t.requires)]
     elif machine in ("aarch64", "arm64"):
-        fitting = [load("aarch64-generic")]
+        fitting = _arm(flags)
     else:
         fitting = []
     if not fitting:
@@ -104,6 +126,15 @@ def host() -> Target:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return replace(fitting[-1], name="host", cores=cores, l1d=l1d, l2=l2, l3=l3,
                    description=f"this machine, as {fitting[-1].name}")  # fmt: skip
+
+
+def _arm(flags: set[str]) -> list[Target]:
+    """What an ARM CPU with these features satisfies, the best last."""
+    if sys.platform == "darwin":
+        return [t for t in map(load, ("apple-m1", "apple-m2", "apple-m4")) if flags.issuperset(t.requires)]
+    base = load("aarch64-generic")
+    more = tuple(f for f in ("dotprod", "fullfp16", "i8mm", "bf16") if f in flags)
+    return [replace(base, features=(*base.features, *(f"+{f}" for f in more)), requires=(*base.requires, *more))]
 
 
 def _cache(level: int) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from edgec.ir.dims import Dim, Expr, substitute, symbol, symbols_of
 from edgec.ir.node import Data, Node
 from edgec.ir.types import TensorType
 from edgec.lower.groups import Compiled, Group
+from edgec.lower.link import MACOS
 from edgec.lower.templates import TEMPLATES
 from edgec.lower.templates.builder import Builder
 from edgec.lower.templates.index import inline_scalar
@@ -113,7 +115,8 @@ class TvmBackend:
 def tvm_target(target: Target) -> dict:
     """TVM's description of a target."""
     # level 3 doubles the time to compile and measures the same: templates vectorise and unroll themselves
-    found = {"kind": "llvm", "mtriple": target.triple, "mcpu": target.cpu, "opt-level": 2}
+    triple = re.sub("ios[0-9.]+$", f"macosx{MACOS}", target.triple)  # the same code, and the linker takes it
+    found = {"kind": "llvm", "mtriple": triple, "mcpu": target.cpu, "opt-level": 2}
     return found | ({"mattr": list(target.features)} if target.features else {})
 
 

@@ -31,6 +31,11 @@ def test_host_is_one_of_them():
         ('inherits = "bad"', "inherits from itself"),
         ('cpu = "generic"', "needs 'triple'"),
         ("cpu = ", "bad.toml"),
+        ('inherits = "x86-64-v2"\nclock_ghz = 3', "must be of type float"),
+        ('inherits = "x86-64-v2"\ncores = -1', "no such figure"),
+        ('inherits = "x86-64-v2"\nclock_ghz = inf', "no such figure"),
+        ('inherits = "x86-64-v2"\nmatrix_unit = "amx2"', "one of none, amx, sme2"),
+        ('inherits = "x86-64-v2"\nlink = "coff"', "one of elf, bionic, macho"),
         ('inherits = "nothing"', "no target 'nothing'"),
     ],
 )
@@ -48,3 +53,62 @@ def test_faults_are_named(tmp_path, monkeypatch, text, part):
 def test_unknown_target(name):
     with pytest.raises(EdgecError, match="there is no target"):
         targets.load(name)
+
+
+FILES = [n for n in targets.names() if n != "host"]
+# features by LLVM's names that a loader can ask a CPU for, so an artifact that may use one must name it
+DETECTED = {"dotprod", "fullfp16", "i8mm", "bf16", "sme", "sme2", "neon", "ssse3", "sse4.2", "popcnt", "avx2", "fma",
+            "f16c", "bmi2"}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_features_are_those_of_llvm(name):
+    """What the compiled code may use is what the file requires, by LLVM's knowledge of the CPU."""
+    codegen = pytest.importorskip("tvm.target.codegen")
+    import tvm
+
+    from edgec.lower.tvm_backend import tvm_target
+
+    target = targets.load(name)
+    described = tvm.target.Target(tvm_target(target))
+    assert codegen.llvm_is_valid_cpu(target.cpu, target.triple)
+    has = {str(f) for f in codegen.llvm_get_cpu_features(described)}
+    assert has >= DETECTED & set(target.requires), f"{target.cpu} lacks {set(target.requires) - has}"
+    assert set(target.requires) == has & DETECTED
+    assert target.vector_bits <= 8 * codegen.llvm_get_vector_width(described)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_figures_for_estimates(name):
+    """Every file has the figures that an estimate needs, of a size that a device can have."""
+    t = targets.load(name)
+    assert t.description and 1 <= t.cores <= 256 and 0.5 <= t.clock_ghz <= 6 and 1 <= t.bandwidth_gbs <= 1000
+    assert 4 <= t.fp32_macs <= t.int8_macs <= 4096 and 0.5 <= t.watts <= 500
+    assert (t.matrix_unit != "none") <= (t.link == "macho")
+
+
+@pytest.mark.parametrize(
+    ("flags", "cpu", "requires"),
+    [
+        ({"neon"}, "generic", ("neon",)),
+        ({"neon", "dotprod", "i8mm", "sve"}, "generic", ("neon", "dotprod", "i8mm")),
+    ],
+)
+def test_arm_host(monkeypatch, flags, cpu, requires):
+    from edgec import _core
+
+    monkeypatch.setattr(targets.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(targets.sys, "platform", "linux")
+    monkeypatch.setattr(_core, "cpu_features", lambda: sorted(flags))
+    host = targets.host()
+    assert host.cpu == cpu and host.requires == requires and host.link == "elf"
+
+
+@pytest.mark.parametrize(("extra", "name"), [((), "apple-m1"), (("i8mm", "bf16"), "apple-m2")])
+def test_apple_host(monkeypatch, extra, name):
+    from edgec import _core
+
+    monkeypatch.setattr(targets.platform, "machine", lambda: "arm64")
+    monkeypatch.setattr(targets.sys, "platform", "darwin")
+    monkeypatch.setattr(_core, "cpu_features", lambda: ["neon", "dotprod", "fullfp16", *extra])
+    assert targets.host().cpu == name

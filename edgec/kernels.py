@@ -15,7 +15,8 @@ from edgec.errors import EdgecError
 
 _k = _core.kernels
 
-ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "swiglu")
+GATED = ("swiglu", "geglu", "geglu_tanh")
+ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", *GATED)
 
 
 @dataclass(frozen=True)
@@ -144,16 +145,31 @@ def gemm(
     threads: int = 1,
     kernel: str | None = None,
     out: np.ndarray | None = None,
+    norm: str = "none",
+    eps: float = 0.0,
+    norm_gain: np.ndarray | None = None,
+    norm_bias: np.ndarray | None = None,
 ) -> np.ndarray:
-    """act(x @ W.T + bias) + residual for x float32 [M, K] with contiguous rows; no copies. kernel: force one by name.
+    """act(norm(x) @ W.T + bias) + residual for x float32 [M, K] with contiguous rows; no copies. kernel: force one by name.
 
-    act "swiglu": W's rows come in panels of 16, 8 gates then the 8 rows they multiply; the result is [M, N / 2].
+    norm "rms" or "layer": of each row, with eps, norm_gain [K] and norm_bias [K]. act "swiglu", "geglu", "geglu_tanh": W's
+    rows are in `interleave`'s order, N is a multiple of 16 and the result is [M, N / 2].
     A row with NaN or infinity gives NaN outputs in the quantized formats.
     """
     if out is None:
-        out = np.empty((x.shape[0], n // 2 if act == "swiglu" else n), np.float32)
-    _call("gemm", _k.gemm, x, packed, format, n, k, out, bias, act, residual, threads, kernel or "")
+        out = np.empty((x.shape[0], n // 2 if act in GATED else n), np.float32)
+    normed = (norm, eps, norm_gain, norm_bias)
+    _call("gemm", _k.gemm, x, packed, format, n, k, out, bias, act, residual, *normed, threads, kernel or "")
     return out
+
+
+def interleave(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """[N, ...] of gates and what they multiply to [2 N, ...] as gated products take it: 8 gates, their 8 rows, and so on.
+
+    N must be a multiple of 8.
+    """
+    parts = [a.reshape(a.shape[0] // 8, 1, 8, *a.shape[1:]) for a in (gate, up)]
+    return np.concatenate(parts, axis=1).reshape(2 * gate.shape[0], *gate.shape[1:])
 
 
 def matmul(

@@ -25,7 +25,8 @@ static void store_rows(const LinearJob& job, int64_t row, int64_t mr, int64_t co
 }
 
 // Columns 0..7 of a panel are gates, 8..15 what they multiply; y has half the columns.
-static void store_swiglu(const LinearJob& job, int64_t row, int64_t mr, int64_t panel, const float* sums) {
+template <Activation kGate>
+static void store_gated(const LinearJob& job, int64_t row, int64_t mr, int64_t panel, const float* sums) {
   const LinearArgs& a = job.args;
   const int64_t out = panel * 8, n = a.n / 2 - out, left = a.n - panel * kPanel;
   f32x8 bias[2] = {splat(0.0f), splat(0.0f)};
@@ -34,7 +35,7 @@ static void store_swiglu(const LinearJob& job, int64_t row, int64_t mr, int64_t 
     bias[0] = load_n(from, left), bias[1] = load_n(from + 8, left - 8);
   }
   for (int64_t r = row; r < row + mr; ++r, sums += kPanel) {
-    f32x8 v = vsilu(load(sums) + bias[0]) * (load(sums + 8) + bias[1]);
+    f32x8 v = activate(kGate, load(sums) + bias[0]) * (load(sums + 8) + bias[1]);
     if (a.residual) v += load_n(a.residual + r * a.ldr + out, n);
     store_n(a.y + r * a.ldy + out, v, n);
   }
@@ -45,7 +46,11 @@ static void store_tile(const LinearJob& job, int64_t row, int64_t mr, int64_t pa
   const int64_t column = panel * kPanel, n = job.args.n - column;
   switch (job.args.act) {
     case Activation::kSwiglu:
-      return store_swiglu(job, row, mr, panel, sums);
+      return store_gated<Activation::kSilu>(job, row, mr, panel, sums);
+    case Activation::kGeglu:
+      return store_gated<Activation::kGelu>(job, row, mr, panel, sums);
+    case Activation::kGegluTanh:
+      return store_gated<Activation::kGeluTanh>(job, row, mr, panel, sums);
 #define EDGEC_STORE(act)                                                                      \
   case Activation::act:                                                                       \
     if (n >= kPanel) return store_rows<Activation::act, true>(job, row, mr, column, n, sums); \

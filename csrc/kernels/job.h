@@ -6,6 +6,7 @@
 namespace edgec::kernels {
 
 constexpr int64_t kBlock = 32;  // activations that share a scale
+constexpr int64_t kMaxTileRows = 12;
 
 // X4: tiles are padded to four rows; P2: pairs of rows interleaved by 8 of k, their scales twice (r0 r0 r1 r1), no
 // sums.
@@ -68,7 +69,8 @@ constexpr int64_t data_bytes(Family family) { return family == Family::kS8N16K4 
 
 // One instruction set's version of everything else.
 struct IsaOps {
-  PrepareFn prepare_s8b32, prepare_s16b32, prepare_s8p2b32;  // the last one for Arm only
+  // s8p2b32: for Arm only. f32: the normalised rows, for formats that take floats.
+  PrepareFn prepare_s8b32, prepare_s16b32, prepare_s8p2b32, prepare_f32;
   void (*matmul)(const MatmulArgs&, const ParallelFor&, void* scratch);
   void (*attention)(const AttentionArgs&, const ParallelFor&, void* scratch);
   void (*gather)(const Format&, const void* packed, int64_t rows, int64_t dim, const int64_t* indices, int64_t begin,

@@ -68,8 +68,9 @@ const LinearKernel* select_linear(const Format& format, int64_t m, std::string_v
 
 const char* kernel_name(const LinearKernel& kernel) { return kernel.info.name; }
 
-size_t linear_scratch_bytes(const Format& format, int64_t m, int64_t k) {
-  if (format.family == Family::kF32N16) return 0;
+size_t linear_scratch_bytes(const Format& format, int64_t m, int64_t k, Norm norm) {
+  if (format.family == Family::kF32N16)
+    return norm == Norm::kNone ? 0 : static_cast<size_t>(m * k) * sizeof(float) + 64;
   const Lhs lhs = format.family == Family::kS8N16K4 ? Lhs::S16B32 : Lhs::S8B32;
   // Some kernels pad the last rows to four.
   return static_cast<size_t>((m + 3) / 4 * 4 * ceil_div(k, kBlock) * block_bytes(lhs)) + 64;
@@ -88,13 +89,15 @@ void linear(const LinearArgs& args, const ParallelFor& pool, void* scratch, cons
                     job.blocks * data_bytes(args.format->family);
   job.prepared = scratch ? align64(scratch) : nullptr;
 
-  if (job.lhs != Lhs::F32) {
-    const auto prepare = job.lhs == Lhs::S16B32      ? kernel->ops->prepare_s16b32
+  if (job.lhs != Lhs::F32 || args.norm != Norm::kNone) {
+    const auto prepare = job.lhs == Lhs::F32         ? kernel->ops->prepare_f32
+                         : job.lhs == Lhs::S16B32    ? kernel->ops->prepare_s16b32
                          : job.lhs == Lhs::S8P2B32X4 ? kernel->ops->prepare_s8p2b32
                                                      : kernel->ops->prepare_s8b32;
     const int64_t tile_values = ceil_div(args.m, job.tiles) * args.k;
     parallel(pool, job.tiles, 1 + (1 << 15) / (1 + tile_values),
              [&](int64_t begin, int64_t end, int) { prepare(job, begin, end); });
+    if (job.lhs == Lhs::F32) job.args.x = reinterpret_cast<const float*>(job.prepared), job.args.ldx = args.k;
   }
 
   // Rows whose activations stay in L2 while every panel passes by; a panel is then read once per such stretch.

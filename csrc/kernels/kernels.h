@@ -8,7 +8,20 @@
 
 namespace edgec::kernels {
 
-enum class Activation : int32_t { kNone, kRelu, kGelu, kGeluTanh, kSilu, kTanh, kSigmoid, kSwiglu };
+enum class Activation : int32_t {
+  kNone,
+  kRelu,
+  kGelu,
+  kGeluTanh,
+  kSilu,
+  kTanh,
+  kSigmoid,
+  kSwiglu,  // from here on: act(gate) * up of two columns
+  kGeglu,
+  kGegluTanh
+};
+constexpr bool is_gated(Activation act) { return act >= Activation::kSwiglu; }
+enum class Norm : int32_t { kNone, kRms, kLayer };
 
 // How a caller lends its threads. `run` splits [0, n) into ranges of at least `grain` and calls body(begin, end,
 // worker) for each, 0 <= worker < workers, no two at once with one worker; null runs everything in the calling thread.
@@ -75,7 +88,7 @@ struct QuantizeArgs {
 };
 void quantize_rows(const QuantizeArgs& args, int64_t row_begin, int64_t row_end, const IsaOps* ops = nullptr);
 
-// ---- linear: y = act(x @ W.T + bias) + residual ----
+// ---- linear: y = act(norm(x) @ W.T + bias) + residual ----
 
 struct LinearArgs {
   const Format* format = nullptr;
@@ -87,8 +100,11 @@ struct LinearArgs {
   const float* residual = nullptr;  // [m, n], row stride ldr, or null; may be y itself
   int64_t ldr = 0;
   Activation act = Activation::kNone;
-  float* y = nullptr;  // [m, n], row stride ldy. kSwiglu: [m, n / 2], see docs/kernels.md
+  float* y = nullptr;  // [m, n], row stride ldy. Gated: [m, n / 2], n a multiple of 16, see docs/kernels.md
   int64_t ldy = 0;
+  Norm norm = Norm::kNone;  // of each row of x: (x - mean) / sqrt(mean square + eps) * norm_gain + norm_bias
+  float eps = 0.0f;
+  const float *norm_gain = nullptr, *norm_bias = nullptr;  // [k] or null
 };
 
 struct LinearKernel;
@@ -97,7 +113,7 @@ const LinearKernel* select_linear(const Format& format, int64_t m, std::string_v
 const char* kernel_name(const LinearKernel& kernel);
 
 // Bytes of scratch that linear() needs for m rows, 64-byte aligned by linear() itself.
-size_t linear_scratch_bytes(const Format& format, int64_t m, int64_t k);
+size_t linear_scratch_bytes(const Format& format, int64_t m, int64_t k, Norm norm);
 // Whole product: quantizes activations where the format wants it, then multiplies. kernel null: select_linear's.
 void linear(const LinearArgs& args, const ParallelFor& pool, void* scratch, const LinearKernel* kernel = nullptr);
 
@@ -141,7 +157,7 @@ void attention_f32(const AttentionArgs& args, const ParallelFor& pool, void* scr
 bool gather_rows(const Format& format, const void* packed, int64_t rows, int64_t dim, const int64_t* indices,
                  int64_t count, float* out, const ParallelFor& pool, const IsaOps* ops = nullptr);
 
-// y = act(x), elementwise; not kSwiglu.
+// y = act(x), elementwise; not a gated one.
 void apply_activation(Activation act, const float* x, int64_t n, float* y, const IsaOps* ops = nullptr);
 
 // ---- The table, for listings, tests and benchmarks ----

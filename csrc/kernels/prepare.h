@@ -75,6 +75,7 @@ static void prepare_blocks(const LinearJob& job, int64_t tile_begin, int64_t til
   const int32_t factor = job.args.format->symmetric ? -8 : -1;
   for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
     const int64_t first = job.row(tile), mr = job.stored_rows(tile);
+    NormedRows rows(job, first, mr);
     uint8_t* out = job.prepared + first * job.blocks * row_bytes;
     for (int64_t b = 0; b < job.blocks; ++b, out += mr * row_bytes) {
       uint8_t* scales = out + mr * value_bytes;
@@ -82,8 +83,8 @@ static void prepare_blocks(const LinearJob& job, int64_t tile_begin, int64_t til
         const int64_t left = first + r < job.args.m ? job.args.k - b * kBlock : 0;
         float scale;
         int32_t sums[2];
-        quantize_block<kWide>(job.args.x + (left ? (first + r) * job.args.ldx + b * kBlock : 0),
-                              left < kBlock ? left : kBlock, out + r * value_bytes, &scale, sums);
+        quantize_block<kWide>(rows.block(r, b * kBlock, left), left < kBlock ? left : kBlock, out + r * value_bytes,
+                              &scale, sums);
         __builtin_memcpy(scales + 4 * r, &scale, 4);
         if constexpr (!kWide) {
           const int16_t pair[2] = {static_cast<int16_t>(factor * sums[0]), static_cast<int16_t>(factor * sums[1])};
@@ -105,6 +106,7 @@ static void prepare_s16b32(const LinearJob& job, int64_t tile_begin, int64_t til
 static void prepare_s8p2b32(const LinearJob& job, int64_t tile_begin, int64_t tile_end) {
   for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
     const int64_t first = job.row(tile), mr = job.stored_rows(tile);
+    NormedRows rows(job, first, mr);
     uint8_t* out = job.prepared + first * job.blocks * 40;
     for (int64_t b = 0; b < job.blocks; ++b, out += mr * 40) {
       for (int64_t r = 0; r < mr; ++r) {
@@ -112,8 +114,7 @@ static void prepare_s8p2b32(const LinearJob& job, int64_t tile_begin, int64_t ti
         uint8_t values[32];
         float scale[2];
         int32_t sums[2];
-        quantize_block<false>(job.args.x + (left ? (first + r) * job.args.ldx + b * kBlock : 0),
-                              left < kBlock ? left : kBlock, values, scale, sums);
+        quantize_block<false>(rows.block(r, b * kBlock, left), left < kBlock ? left : kBlock, values, scale, sums);
         scale[1] = scale[0];
         uint8_t* to = out + r / 2 * 64 + r % 2 * 8;
         for (int i = 0; i < 4; ++i) __builtin_memcpy(to + 16 * i, values + 8 * i, 8);

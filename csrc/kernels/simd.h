@@ -9,6 +9,7 @@ typedef int8_t i8x8 __attribute__((vector_size(8)));
 typedef int8_t i8x8u __attribute__((vector_size(8), aligned(1), may_alias));
 
 #define EDGEC_INLINE static inline __attribute__((always_inline))
+#define EDGEC_MEMBER __attribute__((always_inline))
 
 EDGEC_INLINE f32x8 load(const float* p) { return *reinterpret_cast<const f32x8u*>(p); }
 EDGEC_INLINE void store(float* p, f32x8 v) { *reinterpret_cast<f32x8u*>(p) = v; }

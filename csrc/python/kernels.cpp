@@ -195,16 +195,18 @@ py::tuple unpack(const std::string& name, const Bytes& packed, int64_t n, int64_
 
 ek::Activation activation_of(const std::string& name) {
   static const std::map<std::string, ek::Activation> names = {
-      {"none", ek::Activation::kNone},          {"relu", ek::Activation::kRelu},    {"gelu", ek::Activation::kGelu},
-      {"gelu_tanh", ek::Activation::kGeluTanh}, {"silu", ek::Activation::kSilu},    {"tanh", ek::Activation::kTanh},
-      {"sigmoid", ek::Activation::kSigmoid},    {"swiglu", ek::Activation::kSwiglu}};
+      {"none", ek::Activation::kNone},           {"relu", ek::Activation::kRelu},     {"gelu", ek::Activation::kGelu},
+      {"gelu_tanh", ek::Activation::kGeluTanh},  {"silu", ek::Activation::kSilu},     {"tanh", ek::Activation::kTanh},
+      {"sigmoid", ek::Activation::kSigmoid},     {"swiglu", ek::Activation::kSwiglu}, {"geglu", ek::Activation::kGeglu},
+      {"geglu_tanh", ek::Activation::kGegluTanh}};
   const auto it = names.find(name);
   require(it != names.end(), "unknown activation '" + name + "'");
   return it->second;
 }
 
 void gemm(const Floats& x, const Bytes& packed, const std::string& name, int64_t n, int64_t k, Floats& out,
-          const py::object& bias, const std::string& act, const py::object& residual, int threads,
+          const py::object& bias, const std::string& act, const py::object& residual, const std::string& norm,
+          float eps, const py::object& norm_gain, const py::object& norm_bias, int threads,
           const std::string& kernel_name) {
   const ek::Format& format = format_of(name);
   require(format.family != ek::Family::kS8Row, "'" + name + "' is a table format: use gather");
@@ -217,16 +219,23 @@ void gemm(const Floats& x, const Bytes& packed, const std::string& name, int64_t
   args.m = x.shape(0);
   args.x = x.data(), args.ldx = row_stride(x, k, "x");
   args.act = activation_of(act);
-  const int64_t columns = args.act == ek::Activation::kSwiglu ? n / 2 : n;
-  require(args.act != ek::Activation::kSwiglu || n % ek::kPanel == 0, "swiglu needs N divisible by 16");
+  const int64_t columns = ek::is_gated(args.act) ? n / 2 : n;
+  require(!ek::is_gated(args.act) || n % ek::kPanel == 0, act + " needs N divisible by 16");
   require(out.ndim() == 2 && out.shape(0) == args.m && out.shape(1) == columns, "out must be [M, N]");
   args.y = out.mutable_data(), args.ldy = row_stride(out, columns, "out");
-  Floats b, r;
-  if (!bias.is_none()) {
-    b = py::array_t<float, py::array::c_style | py::array::forcecast>(bias);
-    require(b.ndim() == 1 && b.shape(0) == n, "bias must be [N]");
-    args.bias = b.data();
-  }
+  require(norm == "none" || norm == "rms" || norm == "layer", "unknown norm '" + norm + "'");
+  args.norm = norm == "rms" ? ek::Norm::kRms : norm == "layer" ? ek::Norm::kLayer : ek::Norm::kNone;
+  args.eps = eps;
+  Floats vectors[3], r;
+  const auto vector = [](Floats& keep, const py::object& given, int64_t size, const char* what) -> const float* {
+    if (given.is_none()) return nullptr;
+    keep = py::array_t<float, py::array::c_style | py::array::forcecast>(given);
+    require(keep.ndim() == 1 && keep.shape(0) == size, what);
+    return keep.data();
+  };
+  args.bias = vector(vectors[0], bias, n, "bias must be [N]");
+  args.norm_gain = vector(vectors[1], norm_gain, k, "norm_gain must be [K]");
+  args.norm_bias = vector(vectors[2], norm_bias, k, "norm_bias must be [K]");
   if (!residual.is_none()) {
     r = residual;
     require(r.ndim() == 2 && r.shape(0) == args.m && r.shape(1) == columns, "residual must have out's shape");
@@ -235,7 +244,7 @@ void gemm(const Floats& x, const Bytes& packed, const std::string& name, int64_t
   const ek::LinearKernel* kernel = ek::select_linear(format, args.m, kernel_name);
   require(kernel != nullptr, "no kernel '" + kernel_name + "' for " + name + " on this CPU");
   const Lent pool(threads);
-  const std::unique_ptr<uint8_t[]> scratch(new uint8_t[ek::linear_scratch_bytes(format, args.m, k)]);
+  const std::unique_ptr<uint8_t[]> scratch(new uint8_t[ek::linear_scratch_bytes(format, args.m, k, args.norm)]);
   py::gil_scoped_release release;
   ek::linear(args, pool.lend, scratch.get(), kernel);
 }
@@ -259,7 +268,7 @@ void gemm_each(const Floats& x, const std::vector<Bytes>& weights, const std::st
     data.push_back(w.data());
   }
   const Lent pool(threads);
-  const std::unique_ptr<uint8_t[]> scratch(new uint8_t[ek::linear_scratch_bytes(format, args.m, k)]);
+  const std::unique_ptr<uint8_t[]> scratch(new uint8_t[ek::linear_scratch_bytes(format, args.m, k, args.norm)]);
   py::gil_scoped_release release;
   for (const void* packed : data) {
     args.packed = packed;
@@ -396,8 +405,8 @@ void bind_kernels(py::module_& module) {
     return ek::packed_nbytes(format_of(name), n, k);
   });
   m.def("gemm", &gemm, py::arg("x").noconvert(), py::arg("packed").noconvert(), py::arg("format"), py::arg("n"),
-        py::arg("k"), py::arg("out").noconvert(), py::arg("bias"), py::arg("act"), py::arg("residual"),
-        py::arg("threads"), py::arg("kernel"));
+        py::arg("k"), py::arg("out").noconvert(), py::arg("bias"), py::arg("act"), py::arg("residual"), py::arg("norm"),
+        py::arg("eps"), py::arg("norm_gain"), py::arg("norm_bias"), py::arg("threads"), py::arg("kernel"));
   m.def("gemm_each", &gemm_each, py::arg("x").noconvert(), py::arg("weights"), py::arg("format"), py::arg("n"),
         py::arg("k"), py::arg("out").noconvert(), py::arg("threads"));
   m.def("matmul", &matmul, py::arg("a").noconvert(), py::arg("b").noconvert(), py::arg("out").noconvert(),
@@ -410,6 +419,7 @@ void bind_kernels(py::module_& module) {
   m.def("activate", [](const std::string& act, const py::array_t<float, py::array::c_style | py::array::forcecast>& x,
                        const std::string& kernel) {
     py::array_t<float> y(std::vector<py::ssize_t>(x.shape(), x.shape() + x.ndim()));
+    require(!ek::is_gated(activation_of(act)), act + " is not elementwise");
     ek::apply_activation(activation_of(act), x.data(), x.size(), y.mutable_data(), ops_of(kernel));
     return y;
   });

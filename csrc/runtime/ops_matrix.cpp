@@ -46,6 +46,8 @@ constexpr NamedActivation kActivations[] = {
     {"tanh", kernels::Activation::kTanh, nullptr},
     {"sigmoid", kernels::Activation::kSigmoid, nullptr},
     {"swiglu", kernels::Activation::kSwiglu, nullptr},
+    {"geglu", kernels::Activation::kGeglu, nullptr},
+    {"geglu_tanh", kernels::Activation::kGegluTanh, nullptr},
     {"relu6", kernels::Activation::kNone, [](float x) { return x < 0   ? 0
                                                                : x > 6 ? 6
                                                                        : x; }},
@@ -61,24 +63,37 @@ const NamedActivation& activation_of(const KernelCall& c, size_t arg) {
 
 int64_t rows_of(const Tensor& x) { return x.rank() == 0 ? 1 : product(x.dims, 0, x.dims.size() - 1); }
 
+kernels::Norm norm_of(const KernelCall& c, size_t arg) {
+  const std::string_view name = c.string(arg);
+  if (name == "none") return kernels::Norm::kNone;
+  if (name == "rms") return kernels::Norm::kRms;
+  c.require(name == "layer", "its norm is none of none, rms, layer");
+  return kernels::Norm::kLayer;
+}
+
 ScratchSize linear_scratch(const KernelCall& c) {
-  const int64_t n = c.integer(7), k = c.integer(8);
-  return {kernels::linear_scratch_bytes(format_of(c, 6, c.tensor(1), n, k), rows_of(c.tensor(0)), k) + 64, 0};
+  const int64_t n = c.integer(11), k = c.integer(12);
+  const kernels::Format& format = format_of(c, 10, c.tensor(1), n, k);
+  return {kernels::linear_scratch_bytes(format, rows_of(c.tensor(0)), k, norm_of(c, 8)) + 64, 0};
 }
 
 void linear(const KernelCall& c) {
-  const Tensor &x = c.tensor(0), &w = c.tensor(1), &y = c.tensor(4);
-  const Tensor *bias = c.optional(2), *residual = c.optional(3);
-  const NamedActivation& act = activation_of(c, 5);
-  const int64_t n = c.integer(7), k = c.integer(8), m = rows_of(x);
-  const int64_t y_n = act.fused == kernels::Activation::kSwiglu ? n / 2 : n;
+  const Tensor &x = c.tensor(0), &w = c.tensor(1), &y = c.tensor(6);
+  const Tensor *bias = c.optional(2), *residual = c.optional(3), *gain = c.optional(4), *shift = c.optional(5);
+  const NamedActivation& act = activation_of(c, 7);
+  const int64_t n = c.integer(11), k = c.integer(12), m = rows_of(x);
+  const bool gated = kernels::is_gated(act.fused);
+  const int64_t y_n = gated ? n / 2 : n;
   c.require(x.dtype == DType::kF32 && y.dtype == DType::kF32, "it takes f32 only");
   c.require(x.rank() >= 1 && x.dims.back() == k && y.size() == m * y_n, "its shapes do not fit");
   c.require(bias == nullptr || (bias->dtype == DType::kF32 && bias->size() == n), "its bias does not fit");
+  for (const Tensor* v : {gain, shift})
+    c.require(v == nullptr || (v->dtype == DType::kF32 && v->size() == k), "its norm's gain or bias does not fit");
+  c.require(!gated || n % kernels::kPanel == 0, "its gated rows are not panels of 16");
   c.require(residual == nullptr || (residual->dtype == DType::kF32 && residual->size() == y.size()),
             "its residual does not fit");
   kernels::LinearArgs args;
-  args.format = &format_of(c, 6, w, n, k);
+  args.format = &format_of(c, 10, w, n, k);
   c.require(args.format->family != kernels::Family::kS8Row, "its format is one of tables");
   args.packed = w.data;
   args.m = m;
@@ -92,6 +107,10 @@ void linear(const KernelCall& c) {
   args.act = act.fused;
   args.y = y.as<float>();
   args.ldy = y_n;
+  args.norm = norm_of(c, 8);
+  args.eps = static_cast<float>(c.real(9));
+  args.norm_gain = gain != nullptr ? gain->as<const float>() : nullptr;
+  args.norm_bias = shift != nullptr ? shift->as<const float>() : nullptr;
   if (y.size() == 0) return;
   kernels::linear(args, parallel_for(c), c.shared_scratch());
   if (act.after == nullptr) return;
@@ -426,7 +445,8 @@ void gather_quantized(const KernelCall& c) {
 }
 
 constexpr Kernel kKernels[] = {
-    {"linear", "x, w, bias?, residual? -> y; act:s, format:s, n, k", linear, linear_scratch},
+    {"linear", "x, w, bias?, residual?, norm_gain?, norm_bias? -> y; act:s, norm:s, eps:f, format:s, n, k", linear,
+     linear_scratch},
     {"matmul", "a, b -> y; trans_a, trans_b", matmul, matmul_scratch},
     {"matmul_int", "a, b, a_zero?, b_zero? -> y", matmul_int, matmul_int_scratch},
     {"attention",

@@ -23,7 +23,7 @@ class Builtin:
 def _linear(n: Node) -> Builtin:
     w = n.inputs[1]
     assert w is not None and w.op == "pack"
-    return Builtin("linear", n.inputs, (n["act"], w["format"], w.shape[0], w.shape[1]))
+    return Builtin("linear", n.inputs, (n["act"], n["norm"], float(n["eps"]), w["format"], w.shape[0], w.shape[1]))
 
 
 def _gather(n: Node) -> Builtin:

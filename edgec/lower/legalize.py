@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from edgec.ir.dims import product
 from edgec.ir.node import Graph, Node, constant, make
+from edgec.ir.ops.nn import GATED, PANEL
 from edgec.ir.ops.registry import IrError
 from edgec.ir.types import TensorType
 
 # Built-in kernels that compute in f32; the other float dtypes are cast around them.
 F32_ONLY = ("linear", "attention", "lstm", "gru", "rnn")
-LINEAR_ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid")
+LINEAR_ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", *GATED)
+NORM_READERS = 4  # a norm is computed again for each product that reads it
 
 Pick = Callable[[Node, str], str]  # (weight, op that reads it) -> packed format
 
@@ -35,6 +39,15 @@ def activation(x: Node, act: str) -> Node:
 
     if act == "none":
         return x
+    if act in GATED:
+        gate, up = (
+            make("slice", make("reshape", x, shape=(*x.shape[:-1], x.shape[-1] // PANEL, 2, PANEL // 2)),
+                 starts=(0,) * x.rank + (i, 0), sizes=(*x.shape[:-1], x.shape[-1] // PANEL, 1, PANEL // 2),
+                 steps=(1,) * (x.rank + 2))
+            for i in range(2)
+        )  # fmt: skip
+        y = make("mul", activation(gate, GATED[act]), up)
+        return make("reshape", y, shape=(*x.shape[:-1], x.shape[-1] // 2))
     if act == "relu6":
         return clip(x, 0, 6)
     if act in ("hard_sigmoid", "hard_swish"):
@@ -49,9 +62,10 @@ def _in_f32(node: Node) -> Node:
 
 
 def _linear(node: Node, pick: Pick) -> Node:
-    x, w, bias, residual = node.inputs
+    x, w, bias, residual, gain, shift = node.inputs
     assert x is not None and w is not None
     if w.op != "constant":
+        x = _norm(x, node["norm"], node["eps"], gain, shift)
         y = make("matmul", x, w, trans_b=True) if x.rank > 1 else None
         if y is None:
             flat = make("matmul", make("reshape", x, shape=(1, x.shape[0])), w, trans_b=True)
@@ -60,11 +74,77 @@ def _linear(node: Node, pick: Pick) -> Node:
         y = activation(y, node["act"])
         return y if residual is None else make("add", y, residual)
     if node["act"] not in LINEAR_ACTIVATIONS:
-        plain = make("linear", x, w, bias, act="none", activations=node["activations"])
+        plain = make("linear", x, w, bias, None, gain, shift, **(dict(node.attrs) | {"act": "none"}))
         y = activation(_linear(plain, pick), node["act"])
         return y if residual is None else make("add", y, residual)
     packed = make("pack", w, format=pick(w, "linear"))
-    return make("linear", x, packed, bias, residual, act=node["act"], activations=node["activations"])
+    return make("linear", x, packed, bias, residual, gain, shift, **node.attrs)
+
+
+def _norm(x: Node, norm: str, eps: float, gain: Node | None, shift: Node | None) -> Node:
+    """The norm of a linear as nodes of its own."""
+    if norm == "none":
+        return x
+    if norm == "layer":
+        return make("layer_norm", x, gain, shift, axis=x.rank - 1, eps=eps)
+    y = make("rms_norm", x, gain, axis=x.rank - 1, eps=eps)
+    return y if shift is None else make("add", y, shift)
+
+
+def fuse_norms(graph: Graph) -> Graph:
+    """Norms over the last axis that only products with constant weights read become part of these."""
+    readers: dict[Node, list[Node | None]] = {}
+    for node in graph.nodes():
+        for i in node.operands():
+            readers.setdefault(i, []).append(node)
+    for _, node in graph.outputs:
+        readers.setdefault(node, []).append(None)
+
+    def products(x: Node) -> list[Node] | None:
+        """The linears that read x, through reshapes as well; None if anything else reads it."""
+        found: list[Node] = []
+        for r in readers.get(x, []):
+            if r is None or r.inputs[0] is not x or any(i is x for i in r.inputs[1:]):
+                return None
+            if r.op == "linear" and r["norm"] == "none" and r.inputs[1] is not None and r.inputs[1].op == "constant":
+                found.append(r)
+            elif r.op == "reshape" and r.rank and r.shape[-1] == x.shape[-1] and (more := products(r)) is not None:
+                found += more
+            else:
+                return None
+        return found
+
+    new: dict[Node, Node] = {}
+    norms: dict[Node, tuple[dict, tuple[Node | None, ...]]] = {}  # what a node that stands for its input lacks
+    for node in graph.nodes():
+        inputs = [None if i is None else new[i] for i in node.inputs]
+        first = node.inputs[0] if node.inputs else None
+        if node.op in ("layer_norm", "rms_norm") and node["axis"] == node.rank - 1:
+            parameters = [None if p is None else _vector(p, node.shape[-1]) for p in (*inputs[1:], None)][:2]
+            count = len(products(node) or ())
+            if 0 < count <= NORM_READERS and all((p is None) == (i is None) for p, i in zip(parameters, inputs[1:])):
+                assert inputs[0] is not None
+                attrs = {"norm": "rms" if node.op == "rms_norm" else "layer", "eps": node["eps"]}
+                norms[node], new[node] = (attrs, tuple(parameters)), inputs[0]
+                continue
+        out = make(node.op, *inputs, **node.attrs)
+        if first in norms:
+            attrs, parameters = norms[first]
+            if node.op == "reshape":
+                norms[node] = norms[first]
+            else:
+                out = make("linear", *inputs[:4], *parameters, **(dict(node.attrs) | attrs))
+        new[node] = out
+        if node in graph.origins:
+            graph.origins.setdefault(out, graph.origins[node])
+    return graph.with_outputs([new[n] for _, n in graph.outputs])
+
+
+def _vector(p: Node, k) -> Node | None:
+    """A norm's gain or bias as [k], if it is one or a constant that broadcasts to it."""
+    if p.shape == (k,):
+        return p
+    return constant(np.broadcast_to(p["data"].array(), (k,)).copy()) if p.op == "constant" and p.rank < 2 else None
 
 
 def _matmul(node: Node) -> Node:
@@ -95,6 +175,7 @@ def legalize(graph: Graph, pick: Pick) -> Graph:
 
     pick: the packed format of a weight. Nodes get the origins of what they replace.
     """
+    graph = fuse_norms(graph)
     new: dict[Node, Node] = {}
     for node in graph.nodes():
         inputs = [None if i is None else new[i] for i in node.inputs]
@@ -142,7 +223,8 @@ def _one(node: Node, pick: Pick) -> Node:
 def macs(node: Node):
     """Multiply-accumulates of a matrix product, convolution, attention or recurrent op, as a Dim; 0 of others."""
     if node.op == "linear":
-        return product(node.shape) * node.inputs[0].shape[-1]
+        x, w = node.inputs[:2]
+        return product(x.shape) * w.shape[0]
     if node.op in ("matmul", "matmul_int"):
         a = node.inputs[0]
         return product(node.shape) * (a.shape[-2] if node.attrs.get("trans_a") else a.shape[-1])

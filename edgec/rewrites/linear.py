@@ -6,6 +6,7 @@ import numpy as np
 
 from edgec.ir.node import Node, constant, make
 from edgec.ir.ops import OPS
+from edgec.ir.ops.nn import PANEL
 from edgec.rewrites.engine import Match, Rule, rule
 from edgec.rewrites.examples import f32, num, weights
 from edgec.rewrites.fold import const_node, is_constant
@@ -42,6 +43,14 @@ def matmul_to_linear(m: Match):
     return reshaped(b.linear(x, w), m.root.shape)
 
 
+def interleave(gate: Node, up: Node) -> Node:
+    """Constants [n, ...] of two linears as [2n, ...] in the order of a gated `linear`: 8 gates, the 8 rows they multiply,
+    and so on. n is a multiple of 8."""
+    half = PANEL // 2
+    parts = [const_node("reshape", c, shape=(c.shape[0] // half, 1, half, *c.shape[1:])) for c in (gate, up)]
+    return const_node("reshape", const_node("concat", *parts, axis=1), shape=(2 * gate.shape[0], *gate.shape[1:]))
+
+
 # --- conv and linear: scale, bias, activation, residual -------------------------------------------------------------
 
 
@@ -64,8 +73,8 @@ def _channels(node: Node, c: Node) -> Node | None:
 
 
 def _with(node: Node, **changes) -> Node:
-    """The same op with operands (by their names x, w, bias, residual) or attributes changed."""
-    names = ("x", "w", "bias", "residual")[: len(node.inputs)]
+    """The same op with operands (by their names x, w, bias, residual ...) or attributes changed."""
+    names = [name.rstrip("?") for name in OPS[node.op].operands]
     inputs = [changes.pop(n, i) for n, i in zip(names, node.inputs)]
     return make(node.op, *inputs, **(dict(node.attrs) | changes))
 
@@ -140,7 +149,10 @@ def _columns(node: Node, x: Node, c: Node) -> Node | None:
 
 
 def _before(inner: Pattern) -> Pattern:
-    return p.op("linear conv", inner, const("w"), optional("bias"), optional("residual"), name="node")
+    def plain(node: Node) -> bool:
+        return node.op == "conv" or node["norm"] == "none"
+
+    return p.op("linear conv", inner, const("w"), optional("bias"), optional("residual"), name="node", where=plain)
 
 
 _PADDED = _CONV | {"pads": (1, 0, 0, 0)}

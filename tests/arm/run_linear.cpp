@@ -20,7 +20,7 @@ int main(int argc, char** argv) {
   for (uint8_t& byte : packed) byte = static_cast<uint8_t>(rng() & 0x3b);  // f16 scales below 1
   std::vector<float> x(static_cast<size_t>(m * k)), y(static_cast<size_t>(m * n));
   for (float& v : x) v = static_cast<float>(static_cast<int32_t>(rng())) * 1e-9f;
-  std::vector<uint8_t> scratch(ek::linear_scratch_bytes(*format, m, k));
+  std::vector<uint8_t> scratch(ek::linear_scratch_bytes(*format, m, k, ek::Norm::kNone));
   ek::LinearArgs args;
   args.format = format, args.packed = packed.data(), args.m = m, args.n = n, args.k = k;
   args.x = x.data(), args.ldx = k, args.y = y.data(), args.ldy = n;

@@ -380,8 +380,11 @@ def test_linear_fp32(lead, n, k, act, with_bias, with_residual, random, threads)
     residual = rng.standard_normal((*lead, n)).astype(np.float32) if with_residual else None
     form = edgec.kernels.format_name(bits=32)
     packed = edgec.kernels.pack(form, w)
-    (want,) = reference("linear", x, w, bias, residual, act=act)
-    (got,) = run("linear", x, packed, bias, residual, act, form, n, k, out=[(want.shape, "f4")], threads=threads)
+    norm = random.choice(("none", "rms", "layer"))
+    gain, shift = (rng.standard_normal(k).astype(np.float32) if norm != "none" else None for _ in range(2))
+    (want,) = reference("linear", x, w, bias, residual, gain, shift, act=act, norm=norm, eps=1e-3)
+    params = (act, norm, 1e-3, form, n, k)
+    (got,) = run("linear", x, packed, bias, residual, gain, shift, *params, out=[(want.shape, "f4")], threads=threads)
     close(got, want, 1e-5)
 
 
@@ -394,22 +397,26 @@ def test_linear_int4(m, n, blocks, random, threads):
     q, scale, _ = edgec.kernels.quantize(rng.standard_normal((n, k)).astype(np.float32))
     form = edgec.kernels.format_name()
     packed = edgec.kernels.pack(form, q, scale)
-    (want,) = reference("linear", x, edgec.kernels.dequantize(q, scale), None, None, activations="int8")
-    (got,) = run("linear", x, packed, None, None, "none", form, n, k, out=[(want.shape, "f4")], threads=threads)
+    act = random.choice(edgec.kernels.GATED) if n % 16 == 0 else "none"
+    (want,) = reference("linear", x, edgec.kernels.dequantize(q, scale), *[None] * 4, activations="int8", act=act)
+    params = (act, "none", 0.0, form, n, k)
+    (got,) = run("linear", x, packed, *[None] * 4, *params, out=[(want.shape, "f4")], threads=threads)
     close(got, want, 1e-4)
 
 
 def test_linear_refuses_short_weights_and_unknown_names():
-    x, w = np.zeros((2, 8), "f4"), np.zeros(100, np.uint8)
     form = edgec.kernels.format_name(bits=32)
-    for args, words in (
-        ((x, w, None, None, "none", form, 16, 8), "too short"),
-        ((x, w, None, None, "none", "nonsense", 16, 8), "no packed format 'nonsense'"),
-        ((x, np.zeros(4096, np.uint8), None, None, "swish", form, 16, 8), "no activation 'swish'"),
-        ((x, np.zeros(4096, np.uint8), None, None, "none", form, 16, 7), "too short|shapes"),
+    for bytes, act, norm, *sizes, words in (
+        (100, "none", "none", form, 16, 8, "too short"),
+        (100, "none", "none", "nonsense", 16, 8, "no packed format 'nonsense'"),
+        (4096, "swish", "none", form, 16, 8, "no activation 'swish'"),
+        (4096, "none", "none", form, 16, 7, "too short|shapes"),
+        (4096, "none", "batch", form, 16, 8, "none of none, rms, layer"),
+        (4096, "swiglu", "none", form, 8, 8, "panels of 16|shapes"),
     ):
         with pytest.raises(EdgecError, match=words):
-            run("linear", *args, out=[((2, 16), "f4")])
+            x, w = np.zeros((2, 8), "f4"), np.zeros(bytes, np.uint8)
+            run("linear", x, w, *[None] * 4, act, norm, 0.0, *sizes, out=[((2, 16), "f4")])
 
 
 @fuzz

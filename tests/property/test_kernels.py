@@ -163,20 +163,86 @@ def test_epilogue(kernel, data):
     assert (out[:, :5] == 0).all()
 
 
+def normalized(x: np.ndarray, norm: str, eps: float, gain, bias) -> np.ndarray:
+    """The norm in float64."""
+    y = x.astype(np.float64)
+    y = y - y.mean(-1, keepdims=True) if norm == "layer" else y
+    y = y / np.sqrt((y * y).mean(-1, keepdims=True) + eps)
+    return y * (1 if gain is None else gain.astype(np.float64)) + (0 if bias is None else bias.astype(np.float64))
+
+
+@pytest.mark.parametrize("kernel", LINEAR, ids=lambda k: k.name)
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+def test_norm_before_the_product(kernel, data):
+    need(kernel)
+    w = data.draw(es.quantized_weights(of_family(kernel), unit_scale=True))
+    n, k = w.q.shape
+    m = data.draw(es.sizes(20, 6))
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    # Beyond 1e19 the squares overflow in float32; far offsets cancel in the mean.
+    scale, offset = data.draw(st.sampled_from(((1, 0), (1e-25, 0), (1e25, 0), (1, 30), (0, 0))))
+    x = es.guarded((rng.standard_normal((m, k)) * scale + offset).astype(np.float32), data.draw(st.booleans()))
+    norm, eps = data.draw(st.sampled_from(("rms", "layer"))), data.draw(st.sampled_from((1e-5, 1e-12)))
+    gain, shift = (
+        es.guarded(rng.standard_normal(k).astype(np.float32)) if data.draw(st.booleans()) else None for _ in range(2)
+    )
+    threads = data.draw(st.integers(1, 4))
+    normed = {"norm": norm, "eps": eps, "norm_gain": gain, "norm_bias": shift}
+    got = ek.gemm(x, w.pack(), w.format.name, n, k, threads=threads, kernel=kernel.name, **normed)
+    y = normalized(x, norm, eps, gain, shift)
+    # Of each normalised value: the roundings of the sums and of five operations; what the mean takes away cancels.
+    deep = (k / 32 + 8) * EPSILON
+    slack = deep * (np.abs(y) + (0 if shift is None else np.abs(shift)))
+    if norm == "layer":
+        top = np.abs(x).max(-1, keepdims=True).astype(np.float64)
+        spread = np.sqrt(x.astype(np.float64).var(-1, keepdims=True) + eps)
+        slack = slack + deep * top / spread * (1 if gain is None else np.abs(gain))
+    values = np.abs(w.values())
+    if w.scale is None:
+        bound = slack @ values.T + (k + 4) * EPSILON * (np.abs(y) @ values.T) + 1e-30
+        assert (np.abs(got - y @ w.values().T) <= bound).all()
+        return
+    # In int8 a value that is within its slack of the middle of two steps may go either way.
+    q, step = quantize_activations(y.astype(np.float32))
+    steps = np.repeat(step, 32, axis=1)[:, :k].astype(np.float64)
+    exact = np.divide(y, steps, where=steps > 0, out=np.zeros_like(y))
+    away = np.abs(np.abs(exact - np.floor(exact)) - 0.5) * steps
+    block_slack = np.pad(slack + EPSILON * 8 * np.abs(y), ((0, 0), (0, -k % 32))).reshape(m, -1, 32).max(-1)
+    either = away <= 2 * np.repeat(block_slack, 32, axis=1)[:, :k]
+    dequantized = (q * step[..., None]).reshape(m, -1)[:, :k].astype(np.float64)
+    loose = np.where(either, steps, 0) + 2 * np.repeat(block_slack, 32, axis=1)[:, :k]
+    bound = loose @ values.T + (k + 4) * EPSILON * (np.abs(dequantized) @ values.T) + 1e-30
+    assert (np.abs(got - dequantized @ w.values().T) <= bound).all()
+
+
+def test_the_norm_of_a_row_that_is_not_finite_is_nan():
+    w = np.ones((16, 64), np.float32)
+    x = np.ones((3, 64), np.float32)
+    x[1, 7], x[2, 7] = np.inf, np.nan
+    for fmt in ("f32n16", "s8n16k4", "s4g32n16k4"):
+        q = (w,) if fmt == "f32n16" else ek.quantize(w, 4 if fmt[1] == "4" else 8, 32 if fmt[1] == "4" else 0)
+        for norm in ("rms", "layer"):
+            y = ek.gemm(x, ek.pack(fmt, *q), fmt, 16, 64, norm=norm, eps=1e-5)
+            assert np.isfinite(y[0]).all() and np.isnan(y[1:]).all()
+
+
+@pytest.mark.parametrize("act", ek.GATED)
 @pytest.mark.parametrize("fmt", [f.name for f in ek.formats().values() if f.op == "linear"])
-def test_swiglu_multiplies_gate_and_up(fmt):
+def test_gated_products(fmt, act):
     rng = np.random.default_rng(1)
     gate, up = rng.standard_normal((2, 24, 64)).astype(np.float32)
-    w = np.stack([gate.reshape(3, 8, 64), up.reshape(3, 8, 64)], 1).reshape(48, 64)
+    w = ek.interleave(gate, up)
     f = ek.formats()[fmt]
     q = (w,) if f.bits == 32 else ek.quantize(w, f.bits, f.group, f.symmetric)
     value = w if f.bits == 32 else ek.dequantize(*q, group=f.group)
     x = np.sign(rng.standard_normal((7, 64))).astype(np.float32)  # exact in int8 but for the rounding of the scale
     both = (x @ value.T).reshape(7, 3, 2, 8)
     bias = rng.standard_normal(48).astype(np.float32)
-    out = ek.gemm(x, ek.pack(fmt, *q), fmt, 48, 64, bias=bias, act="swiglu")
+    out = ek.gemm(x, ek.pack(fmt, *q), fmt, 48, 64, bias=bias, act=act)
     both = both + bias.reshape(3, 2, 8)
-    want = ORACLES["silu"](both[:, :, 0]) * both[:, :, 1]
+    oracle = ORACLES[{"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh"}[act]]
+    want = oracle(both[:, :, 0]) * both[:, :, 1]
     np.testing.assert_allclose(out, want.reshape(7, 24), rtol=1e-4, atol=1e-4)
 
 

@@ -7,6 +7,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from edgec.ir.dims import Dim, ceildiv, floordiv
 from edgec.ir.ops.elementwise import _gelu, _sigmoid
+from edgec.ir.ops.reduce import _layer_norm, _rms_norm
 from edgec.ir.ops.registry import (
     REQUIRED,
     at_least,
@@ -30,6 +31,10 @@ ACTIVATIONS = {
     "hard_swish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
     "hard_sigmoid": lambda x: np.clip(x / 6 + 0.5, 0, 1),
 }
+# of linear: act(gate) * up, where w's rows come in panels of 16: 8 gates, then the 8 rows they multiply
+GATED = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh"}
+PANEL = 16
+NORMS = ("none", "rms", "layer")
 
 
 def _contract(op, a: Dim, b: Dim):
@@ -79,13 +84,21 @@ def _matmul_int_reference(a, b, a_zero, b_zero):
 define("matmul_int", "a b a_zero? b_zero?", _matmul_int, _matmul_int_reference, "nn")
 
 
-def _linear(x, w, bias, residual, act, activations):
+def _linear(x, w, bias, residual, norm_gain, norm_bias, act, activations, norm, eps):
     need(x.dtype in FLOATS and w.rank == 2 and x.rank >= 1, f"linear: {x} by {w}")
     _contract("linear", x.shape[-1], w.shape[1])
-    need(act in ACTIVATIONS, f"linear: no activation {act!r}")
+    n = w.shape[0]
+    need(act in ACTIVATIONS or act in GATED, f"linear: no activation {act!r}")
+    need(
+        act not in GATED or (isinstance(n, int) and n % PANEL == 0), f"linear: {act} of {n} rows, not panels of {PANEL}"
+    )
     need(activations in ("fp32", "int8"), f"linear: activations {activations!r}")
     need(bias is None or (bias.rank == 1 and same_dims(bias.shape[0], w.shape[0])), "linear: a bias of [n]")
-    out = TensorType(x.dtype, x.shape[:-1] + (w.shape[0],))
+    need(norm in NORMS, f"linear: no norm {norm!r}")
+    for p in (norm_gain, norm_bias):
+        need(p is None or norm != "none", "linear: a gain or bias of no norm")
+        need(p is None or (p.rank == 1 and same_dims(p.shape[0], w.shape[1])), "linear: a gain or bias of [k]")
+    out = TensorType(x.dtype, x.shape[:-1] + (n // 2 if act in GATED else n,))
     need(residual is None or residual.shape == out.shape, f"linear: the residual {residual} is not {out}")
     return out
 
@@ -101,18 +114,30 @@ def quantize_rows(x: np.ndarray, block: int = 32) -> np.ndarray:
     return (q * scale).reshape(padded.shape)[..., :k]
 
 
-def _linear_reference(x, w, bias, residual, act, activations):
+def _linear_reference(x, w, bias, residual, norm_gain, norm_bias, act, activations, norm, eps):
+    if norm == "rms":
+        x = _rms_norm(x, norm_gain, x.ndim - 1, eps)
+        x = x if norm_bias is None else x + norm_bias
+    elif norm == "layer":
+        x = _layer_norm(x, norm_gain, norm_bias, x.ndim - 1, eps)
     if activations == "int8":
         x = quantize_rows(x).astype(x.dtype)
     with np.errstate(all="ignore"):
         y = x.astype(np.float64) @ w.astype(np.float64).T
         y = y if bias is None else y + bias
-        y = ACTIVATIONS[act](y)
+        if act in GATED:
+            y = y.reshape(*y.shape[:-1], y.shape[-1] // PANEL, 2, PANEL // 2)
+            y = ACTIVATIONS[GATED[act]](y[..., 0, :]) * y[..., 1, :]
+            y = y.reshape(*y.shape[:-2], w.shape[0] // 2)
+        else:
+            y = ACTIVATIONS[act](y)
         return (y if residual is None else y + residual).astype(x.dtype)
 
 
-# act(x @ w.T + bias) + residual; activations "int8": x is quantized per block of 32 first
-define("linear", "x w bias? residual?", _linear, _linear_reference, "nn", act="none", activations="fp32")
+# act(norm(x) @ w.T + bias) + residual; norm: of each row, "rms" or "layer", with eps, norm_gain and norm_bias.
+# activations "int8": norm(x) is quantized per block of 32 first. A gated act (GATED) halves the columns.
+define("linear", "x w bias? residual? norm_gain? norm_bias?", _linear, _linear_reference, "nn", act="none",
+       activations="fp32", norm="none", eps=0.0)  # fmt: skip
 
 
 def window(size: Dim, kernel: int, stride: int, before: Dim, after: Dim, dilation: int, ceil: bool = False) -> Dim:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from edgec.ir.dims import bcast
 from edgec.ir.node import Node, constant
 from edgec.rewrites.engine import Match, Rule, rule
 from edgec.rewrites.examples import f32, num, value
@@ -96,8 +97,15 @@ def build_attention(softmax: Node, v: Node, trans_v: bool) -> Node | str:
         return found
     scores, mask = found
     product, scale = _factor(scores)
-    if product.op != "matmul" or product.shape != softmax.shape:
+    if product.op != "matmul":
         return "the scores are not a product"
+    if product.shape != softmax.shape:
+        keys = product.shape[-1]
+        if mask is None or product.shape[:-1] != softmax.shape[:-1] or softmax.shape[-1] != bcast(keys, mask.shape[-1]):
+            return "the mask broadcasts the scores"
+        # a mask whose size has another name, as past + sequence often has: it must be that long
+        sizes = (*mask.shape[:-1], keys)
+        mask = b.slice(mask, starts=(0,) * mask.rank, sizes=sizes, steps=(1,) * mask.rank)
     swap = (*range(rank - 2), rank - 1, rank - 2)
     q, q_perm, q_factor = _strip(product.inputs[0])
     k, k_perm, k_factor = _strip(product.inputs[1])

@@ -202,12 +202,15 @@ class Build:
         self._phase("write")
         low, r, t = self.lowered, self.report, self.target
         assert self.graph is not None
+        kept = {name for pair in self.graph.states for name in pair}
         manifest = {
             "edgec": edgec.__version__,
             "target": {"name": t.name, "triple": t.triple, "cpu": t.cpu, "features": list(t.requires)},
             "source": self.source,
-            "inputs": [_describe(n["name"], n, self.ranges.get(n["name"])) for n in self.graph.inputs],
-            "outputs": [_describe(name, n) for name, n in self.graph.outputs],
+            "inputs": [
+                _describe(n["name"], n, self.ranges.get(n["name"])) for n in self.graph.inputs if n["name"] not in kept
+            ],
+            "outputs": [_describe(name, n) for name, n in self.graph.outputs if name not in kept],
             "symbols": {k: list(v) for k, v in self.graph.symbols.items()},
             "options": r.options,
             "report": {

@@ -36,6 +36,7 @@ CODES: dict[str, str] = {
     "EC1605": "an op met a value it cannot take",
     "EC1606": "memory for this call cannot be had",
     "EC1607": "an output is unknown",
+    "EC1608": "a sequence is longer than the context",
     "EC1901": "a fault inside edgec",
 }
 

@@ -9,7 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgec.artifact.plan import ABSENT, Arg, Check, CheckKind, ExprOp, Plan, Step, StepKind, Storage, Symbol, Value
+from edgec.artifact.plan import (
+    ABSENT,
+    Arg,
+    Check,
+    CheckKind,
+    ExprOp,
+    Plan,
+    Source,
+    State,
+    Step,
+    StepKind,
+    Storage,
+    Symbol,
+    Value,
+)
 from edgec.artifact.writer import write_artifact
 
 CODE = """
@@ -106,6 +120,33 @@ def scale_add_plan() -> Plan:
     )
     m.kernel("copy", Arg.of(m.alias(x, "f32", ("n", 4))), Arg.of(z), origin="Reshape_2")
     m.plan.checks.append(Check(CheckKind.AT_LEAST, m.plan.symbol(0), m.plan.const(0), "node Mul_0"))
+    return m.plan
+
+
+def cache_plan(dtype: str = "f32") -> Plan:
+    """y f32[b, s, 4, 6] = attention of q over two states of 2 heads; z = the last k tokens of q, k a parameter."""
+    m = PlanMaker()
+    q = m.input("q", "f32", ("b", "s", 4, 6), lo=1)
+    new = [m.input(name, "f32", ("b", "s", 2, 6)) for name in "kv"]
+    m.plan.symbols.append(Symbol("p", Source.LENGTH))
+    m.plan.symbols.append(Symbol("last", Source.PARAMETER, lo=1, default=(ExprOp.SYMBOL, 1)))
+    total = m.plan.expr(ExprOp.EXPR, m.dim("p"), ExprOp.EXPR, m.dim("s"), ExprOp.ADD)
+    presents = []
+    for i, name in enumerate("kv"):
+        m.plan.states.append(State(f"past.{name}", f"present.{name}", dtype, 2, 6, m.dim("b"), m.dim("s")))
+        past, present = (
+            m.plan.value(Value(dtype, (m.dim("b"), m.dim(2), length, m.dim(6)), Storage.STATE, i))
+            for length in (m.dim("p"), total)
+        )
+        m.kernel("cache_append", Arg.of(past), Arg.of(new[i]), Arg.of(present), Arg.string("bshd"))
+        presents.append(present)
+    y = m.output("y", "f32", ("b", "s", 4, 6))
+    z = m.output("z", "f32", ("last",))
+    operands = (Arg.of(q), *map(Arg.of, presents), ABSENT, Arg.of(y))
+    layouts = (Arg.string("bshd"), Arg.string("bhsd"), Arg.string("bhsd"), Arg.string("bshd"))
+    m.kernel("attention_cached", *operands, Arg.double(0.5), Arg.imm(1), Arg.imm(0), Arg.double(0.0), *layouts)
+    m.kernel("fill_int", Arg.of(z), Arg.imm(0))
+    m.plan.checks.append(Check(CheckKind.AT_LEAST, m.dim("s"), m.dim("last"), "z"))
     return m.plan
 
 

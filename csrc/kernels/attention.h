@@ -118,6 +118,19 @@ static void attention_block(const AttentionArgs& a, int64_t batch, int64_t kv_he
   }
 }
 
+// The arguments of one row of the batch, its cache taken as k and v.
+static AttentionArgs row_args(const AttentionArgs& a, int64_t batch) {
+  AttentionArgs r = a;
+  if (!a.cache) return r;
+  const CacheRows& c = *a.cache;
+  r.kv_len = c.lengths[batch] + c.growth;
+  r.causal_offset = r.kv_len - a.q_len;
+  r.k = reinterpret_cast<const float*>(c.bases[batch] + c.k_offset);
+  r.v = reinterpret_cast<const float*>(c.bases[batch] + c.v_offset);
+  r.k_stride[0] = r.v_stride[0] = 0;
+  return r;
+}
+
 static void attention_heads(const AttentionArgs& a, const ParallelFor& pool, void* scratch) {
   const int64_t rows = a.heads / a.kv_heads * a.q_len;
   // Enough blocks for the workers, unless a block would have less than a tile.
@@ -138,7 +151,8 @@ static void attention_heads(const AttentionArgs& a, const ParallelFor& pool, voi
     s.peak = at, s.total = at + kQBlock;
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t first = unit % blocks * block, head = unit / blocks % a.kv_heads;
-      attention_block(a, unit / blocks / a.kv_heads, head, first, rows - first < block ? rows - first : block, s);
+      const int64_t batch = unit / blocks / a.kv_heads;
+      attention_block(row_args(a, batch), batch, head, first, rows - first < block ? rows - first : block, s);
     }
   });
 }

@@ -135,6 +135,18 @@ struct MatmulArgs {
 size_t matmul_scratch_bytes(const MatmulArgs& args, int workers);
 void matmul_f32(const MatmulArgs& args, const ParallelFor& pool, void* scratch, const IsaOps* ops = nullptr);
 
+// Keys and values in states: each row of the batch has its own memory and length. Head h's token t is at
+// bases[row] + k_offset + (h * capacity + t) * dim items; the scales of i8 items at bases[row] + k_scales,
+// [h][capacity].
+struct CacheRows {
+  const std::byte* const* bases = nullptr;
+  const int64_t* lengths = nullptr;
+  int64_t growth = 0;  // a row has lengths[row] + growth keys; its last query stands at the last of them
+  int64_t capacity = 0;
+  size_t k_offset = 0, v_offset = 0, k_scales = 0, v_scales = 0;
+  bool i8 = false;
+};
+
 // out[b, h, i] = softmax_j(scale * q[b, h, i] . k[b, h / (heads / kv_heads), j] + mask[b, h, i, j]) @ v. Strides in
 // elements; the last axis of q, k, v, mask and out is contiguous (mask's may be 0: one value for all j).
 struct AttentionArgs {
@@ -148,7 +160,8 @@ struct AttentionArgs {
   float softcap = 0.0f;  // > 0: scores become softcap * tanh(score / softcap) before the mask
   bool causal = false;   // row i sees j <= i + causal_offset
   int64_t causal_offset = 0;
-  int64_t window = 0;  // > 0: row i sees only j > i + causal_offset - window
+  const CacheRows* cache = nullptr;  // instead of k and v, their strides and causal_offset; kv_len: the longest row's
+  int64_t window = 0;                // > 0: row i sees only j > i + causal_offset - window
 };
 size_t attention_scratch_bytes(const AttentionArgs& args, int workers);
 void attention_f32(const AttentionArgs& args, const ParallelFor& pool, void* scratch, const IsaOps* ops = nullptr);

@@ -94,7 +94,8 @@ class Session {
   }
 
   // Outputs in the plan's order. `timings`: null, or a list that gets the nanoseconds of each step (-1: not run).
-  py::list run(const py::dict& feeds, py::list* timings) {
+  py::list run(const py::dict& feeds, const std::optional<std::vector<int64_t>>& slots,
+               const std::optional<py::dict>& parameters, py::list* timings) {
     const size_t n_inputs = plan().inputs.size(), n_outputs = plan().outputs.size();
     std::vector<py::array> arrays;
     std::vector<std::span<const int64_t>> shapes;
@@ -119,8 +120,13 @@ class Session {
           throw Error(Code::kInputName, "input '" + std::string(py::str(item.first)) + "'",
                       "the artifact has none of that name", "Needed: " + names());
     }
+    edgec::Executor::Request request;
+    if (slots) request.slots = &*slots;
+    if (parameters)
+      for (const auto& [name, value] : *parameters)
+        request.parameters.emplace_back(name.cast<std::string>(), value.cast<int64_t>());
     const auto held = lock();
-    edgec::Binding& binding = executor_->bind(shapes);
+    edgec::Binding& binding = executor_->bind(shapes, request);
     py::list results(n_outputs);
     for (size_t i = 0; i < n_outputs; ++i) {
       const auto shape = binding.shape(plan().outputs[i].value);
@@ -143,16 +149,18 @@ class Session {
     return results;
   }
 
-  py::dict call(const py::dict& feeds) {
-    const py::list results = run(feeds, nullptr);
+  py::dict call(const py::dict& feeds, const std::optional<std::vector<int64_t>>& slots,
+                const std::optional<py::dict>& parameters) {
+    const py::list results = run(feeds, slots, parameters, nullptr);
     py::dict out;
     for (size_t i = 0; i < results.size(); ++i) out[output_names_[i]] = results[i];
     return out;
   }
 
-  py::tuple profile(const py::dict& feeds) {
+  py::tuple profile(const py::dict& feeds, const std::optional<std::vector<int64_t>>& slots,
+                    const std::optional<py::dict>& parameters) {
     py::list timings;
-    py::list results = run(feeds, &timings);
+    py::list results = run(feeds, slots, parameters, &timings);
     return py::make_tuple(results, timings);
   }
 
@@ -164,11 +172,18 @@ class Session {
   }
 
   py::dict memory(const std::vector<int64_t>& symbols) {
-    if (symbols.size() != plan().symbols.size())
+    const py::list named = this->symbols();
+    if (symbols.size() != named.size())
       throw Error(Code::kInputShape, "",
-                  std::to_string(symbols.size()) + " symbols, not " + std::to_string(plan().symbols.size()));
+                  std::to_string(symbols.size()) + " symbols, not " + std::to_string(named.size()));
+    std::vector<int64_t> all;
+    size_t at = 0;
+    for (const edgec::Symbol& s : plan().symbols)
+      all.push_back(s.input >= 0                           ? symbols[at++]
+                    : s.input == edgec::Symbol::kParameter ? edgec::Plan::fallback(s, all)
+                                                           : s.lo);
     const auto held = lock();
-    const edgec::Binding& b = executor_->bind_symbols(symbols);
+    const edgec::Binding& b = executor_->bind_symbols(all);
     py::dict out;
     out["arena_bytes"] = b.arena_bytes;
     out["temp_bytes"] = b.temp_bytes;
@@ -178,8 +193,43 @@ class Session {
 
   py::list symbols() const {
     py::list out;
-    for (const edgec::Symbol& s : plan().symbols) out.append(py::make_tuple(s.name, s.lo, s.hi));
+    for (const edgec::Symbol& s : plan().symbols)
+      if (s.input >= 0) out.append(py::make_tuple(s.name, s.lo, s.hi));
     return out;
+  }
+
+  py::list parameters() const {
+    py::list out;
+    for (const edgec::Symbol& s : plan().symbols)
+      if (s.input == edgec::Symbol::kParameter) out.append(s.name);
+    return out;
+  }
+
+  py::list states() const {
+    py::list out;
+    for (const edgec::State& s : plan().states)
+      out.append(py::make_tuple(s.past, s.present, edgec::name_of(s.dtype), s.heads, s.dim));
+    return out;
+  }
+
+  template <class F>
+  auto with_states(F&& f) {
+    const auto held = lock();
+    return f(executor_->states());
+  }
+
+  // A copy of what a slot holds of one state: [heads, length, dim] f32.
+  py::array state(const std::string& name, int64_t slot) {
+    const auto held = lock();
+    for (size_t i = 0; i < plan().states.size(); ++i) {
+      if (plan().states[i].past != name) continue;
+      const int64_t length = executor_->states().length(slot);
+      const edgec::State& s = plan().states[i];
+      py::array_t<float> out({s.heads, length, s.dim});
+      executor_->states().read(slot, i, out.mutable_data());
+      return out;
+    }
+    throw Error(Code::kCall, "state '" + name + "'", "the artifact has none of that name");
   }
 
  private:
@@ -337,9 +387,31 @@ void bind_runtime(py::module_& m) {
       .def_property_readonly("inputs", [](const Session& s) { return s.ports(s.plan().inputs); })
       .def_property_readonly("outputs", [](const Session& s) { return s.ports(s.plan().outputs); })
       .def_property_readonly("threads", &Session::threads)
-      .def("run", [](Session& s, const py::dict& feeds) { return s.run(feeds, nullptr); })
-      .def("call", &Session::call)
-      .def("profile", &Session::profile)
+      .def(
+          "run",
+          [](Session& s, const py::dict& feeds, const std::optional<std::vector<int64_t>>& slots,
+             const std::optional<py::dict>& parameters) { return s.run(feeds, slots, parameters, nullptr); },
+          py::arg("feeds"), py::arg("slots") = py::none(), py::arg("parameters") = py::none())
+      .def("call", &Session::call, py::arg("feeds"), py::arg("slots") = py::none(), py::arg("parameters") = py::none())
+      .def("profile", &Session::profile, py::arg("feeds"), py::arg("slots") = py::none(),
+           py::arg("parameters") = py::none())
+      .def("reserve",
+           [](Session& s, int64_t slots, int64_t capacity) {
+             s.with_states([=](edgec::States& states) { states.reserve(slots, capacity); });
+           })
+      .def("length",
+           [](Session& s, int64_t slot) { return s.with_states([=](auto& states) { return states.length(slot); }); })
+      .def("set_length", [](Session& s, int64_t slot,
+                            int64_t n) { s.with_states([=](auto& states) { states.set_length(slot, n); }); })
+      .def("copy_slot", [](Session& s, int64_t source, int64_t target,
+                           int64_t n) { s.with_states([=](auto& states) { states.copy_slot(source, target, n); }); })
+      .def("state", &Session::state)
+      .def_property_readonly("slots",
+                             [](Session& s) { return s.with_states([](auto& states) { return states.slots(); }); })
+      .def_property_readonly("capacity",
+                             [](Session& s) { return s.with_states([](auto& states) { return states.capacity(); }); })
+      .def_property_readonly("states", &Session::states)
+      .def_property_readonly("parameters", &Session::parameters)
       .def("steps", &Session::steps)
       .def_property_readonly("symbols", &Session::symbols)
       .def("memory", &Session::memory);

@@ -7,6 +7,7 @@
 namespace edgec {
 
 enum class Code : int {
+  kCall = 1001,
   kOpen = 1501,
   kArchive = 1502,
   kTarget = 1506,
@@ -19,6 +20,7 @@ enum class Code : int {
   kValue = 1605,
   kMemory = 1606,
   kOutputName = 1607,
+  kContext = 1608,
   kInternal = 1901,
 };
 

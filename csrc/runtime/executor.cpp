@@ -45,7 +45,7 @@ constexpr auto kInvokers = make_invokers(std::make_index_sequence<kMaxCallArgs +
 
 Executor::Executor(std::span<const std::byte> plan, std::span<const std::byte> code, std::span<const std::byte> weights,
                    int threads)
-    : plan_(Plan::decode(plan, weights.size())), code_(code), weights_(weights) {
+    : plan_(Plan::decode(plan, weights.size())), states_(plan_), code_(code), weights_(weights) {
   if (reinterpret_cast<uintptr_t>(weights_.data()) % 16 != 0)
     throw Error(Code::kArchive, "weights.bin", "it is not aligned", "Build the artifact again");
   threads_ = std::min(threads > 0 ? threads : default_threads(), 256);
@@ -72,19 +72,36 @@ void Executor::check_kernel_step(size_t index) {
   const std::vector<Parameter> parameters = parse_signature(kernel->signature);
   size_t at = 0;
   for (const Parameter& p : parameters) {
-    const Arg& arg = step.args[at];
-    if (p.kind == Parameter::kOutput && arg.kind == Arg::kValue) {
-      const int32_t root = plan_.values[static_cast<size_t>(arg.v)].root;
-      const Storage storage = plan_.values[static_cast<size_t>(root)].storage;
-      if (storage == Storage::kConstant || storage == Storage::kInput)
-        throw Error(Code::kPlan, place, step.name + " writes to an input or a constant");
-    }
     if (p.kind > Parameter::kOutput) break;
-    at += p.variadic ? step.args.size() - (parameters.size() - 1) : 1;
+    const size_t repeat = p.variadic ? step.args.size() - (parameters.size() - 1) : 1;
+    for (size_t i = at; i < at + repeat; ++i) {
+      if (step.args[i].kind != Arg::kValue) continue;
+      const int32_t root = plan_.values[static_cast<size_t>(step.args[i].v)].root;
+      const Storage storage = plan_.values[static_cast<size_t>(root)].storage;
+      if (p.kind == Parameter::kOutput && (storage == Storage::kConstant || storage == Storage::kInput))
+        throw Error(Code::kPlan, place, step.name + " writes to an input or a constant");
+      if (p.state != (storage == Storage::kState))
+        throw Error(Code::kPlan, place, step.name + ": '" + p.name + (p.state ? "' is no state" : "' is a state"));
+    }
+    at += repeat;
   }
 }
 
-Binding& Executor::bind(std::span<const std::span<const int64_t>> input_shapes) {
+void Executor::set_parameters(std::vector<int64_t>& symbols, const Request& request) const {
+  for (const auto& [name, value] : request.parameters) {
+    const auto is_it = [&](const Symbol& s) { return s.input == Symbol::kParameter && s.name == name; };
+    if (std::ranges::none_of(plan_.symbols, is_it))
+      throw Error(Code::kCall, "parameter '" + name + "'", "the artifact has none of that name");
+  }
+  for (size_t i = 0; i < symbols.size(); ++i) {
+    const Symbol& s = plan_.symbols[i];
+    if (s.input != Symbol::kParameter) continue;
+    const auto given = std::ranges::find(request.parameters, s.name, &std::pair<std::string, int64_t>::first);
+    symbols[i] = given != request.parameters.end() ? given->second : Plan::fallback(s, std::span(symbols).first(i));
+  }
+}
+
+Binding& Executor::bind(std::span<const std::span<const int64_t>> input_shapes, const Request& request) {
   std::vector<int64_t> symbols;
   symbols.reserve(plan_.symbols.size());
   for (size_t i = 0; i < plan_.inputs.size(); ++i) {
@@ -93,10 +110,23 @@ Binding& Executor::bind(std::span<const std::span<const int64_t>> input_shapes) 
       throw Error(Code::kInputShape, "input '" + plan_.inputs[i].name + "'",
                   "shape " + shape_text(input_shapes[i]) + ", expected " + plan_.shape_text(v));
   }
+  const int64_t longest = states_.longest(request.slots);
   for (const Symbol& s : plan_.symbols)
-    symbols.push_back(input_shapes[static_cast<size_t>(s.input)][static_cast<size_t>(s.axis)]);
+    symbols.push_back(s.input < 0 ? longest : input_shapes[static_cast<size_t>(s.input)][static_cast<size_t>(s.axis)]);
+  set_parameters(symbols, request);
   Binding& binding = bind_symbols(std::move(symbols));
   check_inputs(input_shapes, binding.exprs);
+  if (plan_.states.empty()) {
+    if (request.slots != nullptr) throw Error(Code::kCall, "slots", "the artifact keeps no state");
+    return binding;
+  }
+  const auto number = [&](int32_t expr) { return binding.exprs[static_cast<size_t>(expr)]; };
+  const State& first = plan_.states.front();
+  for (const State& s : plan_.states)
+    if (number(s.batch) != number(first.batch) || number(s.growth) != number(first.growth))
+      throw Error(Code::kPlan, "state '" + s.past + "'", "it grows unlike the others");
+  if (number(first.batch) < 0) throw Error(Code::kPlan, "state '" + first.past + "'", "its batch is negative");
+  states_.begin(request.slots, number(first.batch), number(first.growth));
   return binding;
 }
 
@@ -109,10 +139,12 @@ Binding& Executor::bind_symbols(std::vector<int64_t> symbols) {
   for (size_t i = 0; i < symbols.size(); ++i) {
     const Symbol& s = plan_.symbols[i];
     if (symbols[i] >= s.lo && (s.hi < 0 || symbols[i] <= s.hi)) continue;
+    const std::string reason = std::to_string(symbols[i]) + ", the artifact takes " + std::to_string(s.lo) +
+                               (s.hi >= 0 ? " to " + std::to_string(s.hi) : " and more");
+    if (s.input == Symbol::kParameter) throw Error(Code::kCall, "parameter '" + s.name + "'", "it is " + reason);
+    if (s.input == Symbol::kLength) throw Error(Code::kContext, "", "the tokens kept (" + s.name + ") are " + reason);
     throw Error(Code::kInputShape, "input '" + plan_.inputs[static_cast<size_t>(s.input)].name + "'",
-                "axis " + std::to_string(s.axis) + " (" + s.name + ") is " + std::to_string(symbols[i]) +
-                    ", the artifact takes " + std::to_string(s.lo) +
-                    (s.hi >= 0 ? " to " + std::to_string(s.hi) : " and more"));
+                "axis " + std::to_string(s.axis) + " (" + s.name + ") is " + reason);
   }
   bindings_.push_front(make_binding(std::move(symbols)));
   if (bindings_.size() > kCachedBindings) bindings_.pop_back();
@@ -185,6 +217,12 @@ void Executor::bind_values(Binding& b) const {
   std::vector<size_t> owners;
   for (size_t i = 0; i < n; ++i) {
     const ValueDef& v = plan_.values[i];
+    if (v.storage == Storage::kState) {
+      const State& s = plan_.states[static_cast<size_t>(v.a)];
+      const std::span<const int64_t> dims = b.shape(static_cast<int32_t>(i));
+      if (dims[0] != b.exprs[static_cast<size_t>(s.batch)] || dims[1] != s.heads || dims[3] != s.dim)
+        fault(i, "its shape is not its state's");
+    }
     if (v.storage == Storage::kConstant && b.nbytes[i] > static_cast<size_t>(v.b))
       fault(i, "its constant is too short");
     if (v.storage != Storage::kTemp) continue;
@@ -243,6 +281,7 @@ void Executor::bind_steps(Binding& b) const {
       if (arg.kind == Arg::kValue) {
         const ValueDef& v = plan_.values[static_cast<size_t>(arg.v)];
         ref.tensor = {nullptr, v.dtype, b.shape(static_cast<int32_t>(arg.v))};
+        if (v.storage == Storage::kState) ref.tensor.state = &states_.view(static_cast<size_t>(v.a));
       } else if (arg.kind == Arg::kDim || arg.kind == Arg::kScratch) {
         ref.i = b.exprs[static_cast<size_t>(arg.v)];
       } else if (arg.kind == Arg::kString) {
@@ -299,6 +338,8 @@ void Executor::resolve(Binding& b) const {
         break;
       case Storage::kTemp:
         *target = arena_.data() + b.arena_offsets[root] + b.offsets[v];
+        break;
+      case Storage::kState:
         break;
       default:
         b.fixups.push_back({target, static_cast<int32_t>(r.a), r.storage == Storage::kOutput, b.offsets[v]});
@@ -366,6 +407,7 @@ void Executor::run(Binding& b, std::span<void* const> inputs, std::span<void* co
     if (step_ns != nullptr) step_ns[i] = (std::chrono::steady_clock::now() - start) / std::chrono::nanoseconds(1);
     i = next;
   }
+  if (!plan_.states.empty()) states_.commit();
 }
 
 void Executor::run_call(const Binding& b, size_t index) const {

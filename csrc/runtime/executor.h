@@ -6,12 +6,14 @@
 #include <mutex>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "runtime/code.h"
 #include "runtime/kernel_registry.h"
 #include "runtime/memory.h"
 #include "runtime/plan.h"
+#include "runtime/states.h"
 #include "runtime/thread_pool.h"
 
 namespace edgec {
@@ -68,17 +70,26 @@ class Executor {
   // Held from bind() to the end of run().
   std::mutex& mutex() { return mutex_; }
 
-  // The binding for inputs of these shapes (dtypes are the caller's to check). Throws Error.
-  Binding& bind(std::span<const std::span<const int64_t>> input_shapes);
+  // What a run is given beside its inputs.
+  struct Request {
+    const std::vector<int64_t>* slots = nullptr;                // of each row; null: every row starts empty
+    std::vector<std::pair<std::string, int64_t>> parameters{};  // by name; others take their default
+  };
 
-  // The same for these symbols, in the plan's order.
+  // The binding for inputs of these shapes (dtypes are the caller's to check). Throws Error.
+  Binding& bind(std::span<const std::span<const int64_t>> input_shapes, const Request& request);
+
+  // The same for these symbols, in the plan's order, without inputs or slots: for its figures only.
   Binding& bind_symbols(std::vector<int64_t> symbols);
+
+  States& states() { return states_; }
 
   // step_ns: null, or one number for each step, set to the time it took (-1: it was jumped over).
   void run(Binding& binding, std::span<void* const> inputs, std::span<void* const> outputs, int64_t* step_ns = nullptr);
 
  private:
   void check_kernel_step(size_t index);
+  void set_parameters(std::vector<int64_t>& symbols, const Request& request) const;
   void check_inputs(std::span<const std::span<const int64_t>> input_shapes, const std::vector<int64_t>& exprs) const;
   std::unique_ptr<Binding> make_binding(std::vector<int64_t> symbols) const;
   void bind_values(Binding& b) const;
@@ -88,6 +99,7 @@ class Executor {
   void run_call(const Binding& b, size_t index) const;
 
   Plan plan_;
+  States states_;
   CodeLibrary code_;
   std::span<const std::byte> weights_;
   int threads_;

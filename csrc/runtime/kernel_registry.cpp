@@ -42,7 +42,8 @@ std::vector<Parameter> parse_signature(const char* signature) {
     Parameter p;
     p.optional = name.back() == '?';
     p.variadic = name.back() == '*';
-    if (p.optional || p.variadic) name.pop_back();
+    p.state = name.back() == '@';
+    if (p.optional || p.variadic || p.state) name.pop_back();
     p.name = name;
     out.push_back(p);
   }
@@ -51,7 +52,8 @@ std::vector<Parameter> parse_signature(const char* signature) {
     Parameter p;
     p.kind = Parameter::kOutput;
     p.optional = name.back() == '?';
-    if (p.optional) name.pop_back();
+    p.state = name.back() == '@';
+    if (p.optional || p.state) name.pop_back();
     p.name = name;
     out.push_back(p);
   }
@@ -108,7 +110,8 @@ std::string match_signature(const char* signature, std::span<const Arg> args) {
 
 std::vector<const Kernel*> all_kernels() {
   std::vector<const Kernel*> out;
-  for (const auto table : {move_kernels(), index_kernels(), reduce_kernels(), rnn_kernels(), matrix_kernels()})
+  for (const auto table :
+       {move_kernels(), index_kernels(), reduce_kernels(), rnn_kernels(), matrix_kernels(), attention_kernels()})
     for (const Kernel& kernel : table) out.push_back(&kernel);
   return out;
 }

@@ -2,7 +2,7 @@
 // against.
 //
 // signature := inputs "->" outputs [";" parameters]     each a comma-separated list of names
-//   an input "x" is a tensor, "x?" may be absent, "x*" (the last input) stands for one or more
+//   an input "x" is a tensor, "x?" may be absent, "x*" (the last input) stands for one or more, "x@" is a state
 //   a parameter "n" is an int64 (dim or immediate), "v:f" a double, "v:s" a string; the arguments are in the
 //   signature's order
 #pragma once
@@ -17,14 +17,16 @@
 #include "runtime/dtype.h"
 #include "runtime/error.h"
 #include "runtime/plan.h"
+#include "runtime/states.h"
 #include "runtime/thread_pool.h"
 
 namespace edgec {
 
 struct Tensor {
-  void* data = nullptr;
+  void* data = nullptr;  // null for a state
   DType dtype = DType::kF32;
   std::span<const int64_t> dims;
+  const StateView* state = nullptr;
 
   int rank() const { return static_cast<int>(dims.size()); }
   int64_t size() const {
@@ -90,7 +92,7 @@ struct Kernel {
 // A tensor is writable when it stands behind the arrow.
 struct Parameter {
   enum Kind { kInput, kOutput, kInt, kReal, kText } kind = kInput;
-  bool optional = false, variadic = false;
+  bool optional = false, variadic = false, state = false;
   std::string name;
 };
 
@@ -108,5 +110,6 @@ std::span<const Kernel> index_kernels();
 std::span<const Kernel> reduce_kernels();
 std::span<const Kernel> rnn_kernels();
 std::span<const Kernel> matrix_kernels();
+std::span<const Kernel> attention_kernels();
 
 }  // namespace edgec

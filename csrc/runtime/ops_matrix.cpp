@@ -1,4 +1,4 @@
-// Matrix products, attention and quantized tables: the runtime's side of csrc/kernels.
+// Matrix products and quantized tables: the runtime's side of csrc/kernels.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -9,17 +9,10 @@
 #include "runtime/dispatch.h"
 #include "runtime/int_product.h"
 #include "runtime/kernel_registry.h"
+#include "runtime/lend.h"
 
 namespace edgec {
 namespace {
-
-kernels::ParallelFor parallel_for(const KernelCall& c) {
-  return {c.pool, c.pool->threads(),
-          [](void* pool, int64_t n, int64_t grain, void* context, kernels::ParallelFor::Body body) {
-            static_cast<ThreadPool*>(pool)->parallel_for(
-                n, grain, [=](int64_t begin, int64_t end, int worker) { body(context, begin, end, worker); });
-          }};
-}
 
 const kernels::Format& format_of(const KernelCall& c, size_t arg, const Tensor& packed, int64_t n, int64_t k) {
   const kernels::Format* format = kernels::find_format(c.string(arg));
@@ -359,74 +352,6 @@ void matmul_int(const KernelCall& c) {
   a.dtype == DType::kI8 ? with_b(a.as<const int8_t>()) : with_b(a.as<const uint8_t>());
 }
 
-// A [b, h, s, d] or [b, s, h, d] operand: sizes in the former order, strides of b, h, s.
-struct Heads {
-  Heads(const KernelCall& c, const Tensor& t, size_t layout_arg) {
-    c.require(t.rank() == 4 && t.dtype == DType::kF32, "it takes f32 of rank 4 only");
-    const bool bhsd = c.string(layout_arg) == "bhsd";
-    c.require(bhsd || c.string(layout_arg) == "bshd", "there is no such layout");
-    b = t.dims[0];
-    h = t.dims[bhsd ? 1 : 2];
-    s = t.dims[bhsd ? 2 : 1];
-    d = t.dims[3];
-    strides = {h * s * d, bhsd ? s * d : d, bhsd ? d : h * d};
-  }
-  int64_t b, h, s, d;
-  std::array<int64_t, 3> strides;
-};
-
-kernels::AttentionArgs attention_args(const KernelCall& c) {
-  const Heads q(c, c.tensor(0), 9), k(c, c.tensor(1), 10), v(c, c.tensor(2), 11), y(c, c.tensor(4), 12);
-  c.require(k.b == q.b && v.b == q.b && y.b == q.b && k.h == v.h && k.s == v.s && k.d == q.d, "k and v do not fit");
-  c.require(k.h > 0 && q.h % k.h == 0, "its heads do not divide");
-  c.require(y.h == q.h && y.s == q.s && y.d == v.d, "y does not fit");
-  kernels::AttentionArgs args;
-  args.q = c.tensor(0).as<const float>();
-  args.k = c.tensor(1).as<const float>();
-  args.v = c.tensor(2).as<const float>();
-  args.out = c.tensor(4).as<float>();
-  args.batch = q.b;
-  args.heads = q.h;
-  args.kv_heads = k.h;
-  args.q_len = q.s;
-  args.kv_len = k.s;
-  args.dim = q.d;
-  args.v_dim = v.d;
-  std::ranges::copy(q.strides, args.q_stride);
-  std::ranges::copy(k.strides, args.k_stride);
-  std::ranges::copy(v.strides, args.v_stride);
-  std::ranges::copy(y.strides, args.out_stride);
-  args.scale = static_cast<float>(c.real(5));
-  args.causal = c.integer(6) != 0;
-  args.causal_offset = k.s - q.s;
-  c.require(c.integer(7) >= 0 && c.real(8) >= 0.0, "its window or softcap is negative");
-  args.window = c.integer(7);
-  args.softcap = static_cast<float>(c.real(8));
-  if (const Tensor* mask = c.optional(3)) {
-    c.require(mask->dtype == DType::kF32 && mask->rank() <= 4, "its mask does not fit");
-    args.mask = mask->as<const float>();
-    const std::array<int64_t, 4> full = {q.b, q.h, q.s, k.s};
-    int64_t stride = 1;
-    for (size_t back = 1; back <= mask->dims.size(); ++back) {
-      const int64_t dim = mask->dims[mask->dims.size() - back];
-      c.require(dim == 1 || dim == full[4 - back], "its mask does not broadcast");
-      args.mask_stride[4 - back] = dim == 1 ? 0 : stride;
-      stride *= dim;
-    }
-  }
-  return args;
-}
-
-ScratchSize attention_scratch(const KernelCall& c) {
-  return {kernels::attention_scratch_bytes(attention_args(c), c.pool->threads()) + 64, 0};
-}
-
-void attention(const KernelCall& c) {
-  const kernels::AttentionArgs args = attention_args(c);
-  if (c.tensor(4).size() == 0) return;
-  kernels::attention_f32(args, parallel_for(c), c.shared_scratch());
-}
-
 ScratchSize gather_quantized_scratch(const KernelCall& c) { return {static_cast<size_t>(c.tensor(1).size()) * 8, 0}; }
 
 void gather_quantized(const KernelCall& c) {
@@ -449,9 +374,6 @@ constexpr Kernel kKernels[] = {
      linear_scratch},
     {"matmul", "a, b -> y; trans_a, trans_b", matmul, matmul_scratch},
     {"matmul_int", "a, b, a_zero?, b_zero? -> y", matmul_int, matmul_int_scratch},
-    {"attention",
-     "q, k, v, mask? -> y; scale:f, causal, window, softcap:f, q_layout:s, k_layout:s, v_layout:s, out_layout:s",
-     attention, attention_scratch},
     {"gather_quantized", "table, indices -> y; format:s, rows, dim", gather_quantized, gather_quantized_scratch},
 };
 

@@ -113,7 +113,7 @@ ValueDef read_value(Reader& r, const Plan& plan, uint64_t weights_size) {
   v.dtype = static_cast<DType>(r.in(0, kDTypeCount - 1, "dtype"));
   const auto rank = r.in(0, kMaxRank, "rank");
   for (int64_t i = 0; i < rank; ++i) v.dims.push_back(r.index(plan.exprs.size(), "dim"));
-  v.storage = static_cast<Storage>(r.in(0, 4, "storage"));
+  v.storage = static_cast<Storage>(r.in(0, 5, "storage"));
   v.a = r.word();
   v.b = r.word();
   v.c = r.word();
@@ -155,6 +155,9 @@ Step read_step(Reader& r, const Plan& plan, size_t self, size_t n_steps) {
         arg.v = r.word();
     }
     if (s.kind == Step::kCall && arg.kind == Arg::kString) fault(r.place, "a call takes no string");
+    if (s.kind == Step::kCall && arg.kind == Arg::kValue &&
+        plan.values[static_cast<size_t>(arg.v)].storage == Storage::kState)
+      fault(r.place, "a call takes no state");
     s.args.push_back(arg);
   }
   s.origin = plan.strings[static_cast<size_t>(r.index(plan.strings.size(), "origin"))];
@@ -181,6 +184,8 @@ void resolve_roots(Plan& plan) {
         fault("value " + std::to_string(i), "it is an alias of nothing");
       root = static_cast<size_t>(next);
     }
+    if (root != i && plan.values[root].storage == Storage::kState)
+      fault("value " + std::to_string(i), "it is an alias of a state");
     plan.values[i].root = static_cast<int32_t>(root);
   }
 }
@@ -205,13 +210,19 @@ void check_links(const Plan& plan) {
     if ((v.storage == Storage::kInput || v.storage == Storage::kOutput) &&
         (v.a < 0 || v.a >= static_cast<int64_t>(ports)))
       fault(place, "no such input or output");
+    if (v.storage == Storage::kState) {
+      if (v.a < 0 || v.a >= static_cast<int64_t>(plan.states.size())) fault(place, "no such state");
+      if (v.dims.size() != 4 || v.dtype != plan.states[static_cast<size_t>(v.a)].dtype)
+        fault(place, "its type is not its state's");
+    }
     if (v.storage == Storage::kTemp && (v.b < 0 || v.c < v.b || (v.c >= n_steps && v.c > 0)))
       fault(place, "its lifetime is no range of steps");
   }
   for (size_t i = 0; i < plan.symbols.size(); ++i) {
     const Symbol& s = plan.symbols[i];
     const std::string place = "symbol " + std::to_string(i);
-    if (s.input < 0 || s.input >= static_cast<int32_t>(plan.inputs.size())) fault(place, "no such input");
+    if (s.input < 0) continue;
+    if (s.input >= static_cast<int32_t>(plan.inputs.size())) fault(place, "no such input");
     const Port& port = plan.inputs[static_cast<size_t>(s.input)];
     const size_t rank = plan.values[static_cast<size_t>(port.value)].dims.size();
     if (s.axis < 0 || s.axis >= static_cast<int32_t>(rank)) fault(place, "no such axis");
@@ -254,13 +265,30 @@ int64_t apply(int64_t op, int64_t a, int64_t b) {
   }
 }
 
+int64_t run_program(std::span<const int64_t> words, std::span<const int64_t> symbols, std::span<const int64_t> exprs) {
+  int64_t stack[kMaxStack + 1];
+  int depth = 0;
+  for (size_t i = 0; i < words.size(); ++i) {
+    const int64_t op = words[i];
+    if (op <= kEarlier) {
+      const int64_t v = words[++i];
+      stack[depth++] = op == kConst ? v : (op == kSymbol ? symbols : exprs)[static_cast<size_t>(v)];
+    } else {
+      --depth;
+      stack[depth - 1] = apply(op, stack[depth - 1], stack[depth]);
+    }
+  }
+  return stack[0];
+}
+
 }  // namespace
 
 Plan Plan::decode(std::span<const std::byte> bytes, uint64_t weights_size) {
   if (bytes.size() < 16 || std::memcmp(bytes.data(), kMagic, 8) != 0) fault("header", "it is no plan");
   Reader r(bytes);
   if (const int64_t version = r.word(); version != kPlanVersion)
-    throw Error(Code::kPlan, "plan.bin", "version " + std::to_string(version) + ", this edgec runs 1",
+    throw Error(Code::kPlan, "plan.bin",
+                "version " + std::to_string(version) + ", this edgec runs " + std::to_string(kPlanVersion),
                 "Build the artifact again");
   Plan plan;
   const auto each = [&](const char* what, size_t words, auto&& read) {
@@ -275,13 +303,16 @@ Plan Plan::decode(std::span<const std::byte> bytes, uint64_t weights_size) {
     return plan.strings[static_cast<size_t>(r.index(plan.strings.size(), what))];
   };
   each("string", 1, [&](size_t, size_t) { plan.strings.push_back(r.bytes("length")); });
-  each("symbol", 5, [&](size_t, size_t) {
+  each("symbol", 6, [&](size_t i, size_t) {
     Symbol s;
     s.name = string("name");
-    s.input = static_cast<int32_t>(r.in(0, INT32_MAX, "input"));
+    s.input = static_cast<int32_t>(r.in(Symbol::kLength, INT32_MAX, "input"));
     s.axis = static_cast<int32_t>(r.in(0, kMaxRank - 1, "axis"));
     s.lo = r.in(0, INT64_MAX, "lower bound");
     s.hi = r.in(-1, INT64_MAX, "upper bound");
+    s.fallback.resize(r.count(1, "length of the default"));
+    for (int64_t& word : s.fallback) word = r.word();
+    if (s.input == Symbol::kParameter) check_expr(r.place, s.fallback, 0, i);
     plan.symbols.push_back(std::move(s));
   });
   each("expression", 1, [&](size_t i, size_t) {
@@ -294,6 +325,19 @@ Plan Plan::decode(std::span<const std::byte> bytes, uint64_t weights_size) {
   each("input", 2, [&](size_t, size_t) { plan.inputs.push_back(port()); });
   each("value", 6, [&](size_t, size_t) { plan.values.push_back(read_value(r, plan, weights_size)); });
   each("output", 2, [&](size_t, size_t) { plan.outputs.push_back(port()); });
+  each("state", 7, [&](size_t, size_t) {
+    constexpr int64_t kMost = int64_t{1} << 24;
+    State s;
+    s.past = string("past");
+    s.present = string("present");
+    s.dtype = static_cast<DType>(r.in(0, kDTypeCount - 1, "dtype"));
+    if (s.dtype != DType::kF32 && s.dtype != DType::kI8) fault(r.place, "its dtype is none of a state");
+    s.heads = r.in(1, kMost, "heads");
+    s.dim = r.in(1, kMost, "dim");
+    s.batch = r.index(plan.exprs.size(), "batch");
+    s.growth = r.index(plan.exprs.size(), "growth");
+    plan.states.push_back(std::move(s));
+  });
   each("check", 4, [&](size_t, size_t) {
     Check c;
     c.kind = static_cast<Check::Kind>(r.in(0, 2, "kind"));
@@ -316,23 +360,11 @@ Plan Plan::decode(std::span<const std::byte> bytes, uint64_t weights_size) {
 void Plan::evaluate(std::span<const int64_t> symbol_values, std::vector<int64_t>& out) const {
   out.clear();
   out.reserve(exprs.size());
-  int64_t stack[kMaxStack + 1];
-  for (const std::vector<int64_t>& words : exprs) {
-    int depth = 0;
-    for (size_t i = 0; i < words.size(); ++i) {
-      const int64_t op = words[i];
-      if (op <= kEarlier) {
-        const int64_t v = words[++i];
-        stack[depth++] = op == kConst    ? v
-                         : op == kSymbol ? symbol_values[static_cast<size_t>(v)]
-                                         : out[static_cast<size_t>(v)];
-      } else {
-        --depth;
-        stack[depth - 1] = apply(op, stack[depth - 1], stack[depth]);
-      }
-    }
-    out.push_back(stack[0]);
-  }
+  for (const std::vector<int64_t>& words : exprs) out.push_back(run_program(words, symbol_values, out));
+}
+
+int64_t Plan::fallback(const Symbol& symbol, std::span<const int64_t> earlier) {
+  return run_program(symbol.fallback, earlier, {});
 }
 
 std::string Plan::text(int32_t expr) const {

@@ -10,17 +10,28 @@
 
 namespace edgec {
 
-inline constexpr int64_t kPlanVersion = 1;
+inline constexpr int64_t kPlanVersion = 2;
 inline constexpr int kMaxRank = 16;
 inline constexpr int kMaxCallArgs = 64;
 
 struct Symbol {
   std::string name;
-  int32_t input = 0, axis = 0;
+  int32_t input = 0, axis = 0;  // input kParameter: set at run; kLength: of the states, the longest row's
   int64_t lo = 0, hi = -1;
+  std::vector<int64_t> fallback;  // a parameter's default: a program over earlier symbols
+
+  static constexpr int32_t kParameter = -1, kLength = -2;
 };
 
-enum class Storage : int32_t { kInput, kConstant, kTemp, kOutput, kAlias };
+enum class Storage : int32_t { kInput, kConstant, kTemp, kOutput, kAlias, kState };
+
+// Kept from run to run in place of an input and an output.
+struct State {
+  std::string past, present;
+  DType dtype = DType::kF32;  // or kI8, with an f32 scale for each token and head
+  int64_t heads = 0, dim = 0;
+  int32_t batch = 0, growth = 0;  // exprs: rows of a run, and tokens that it adds to each
+};
 
 struct ValueDef {
   DType dtype = DType::kF32;
@@ -59,6 +70,7 @@ struct Plan {
   std::vector<Symbol> symbols;
   std::vector<std::vector<int64_t>> exprs;
   std::vector<Port> inputs, outputs;
+  std::vector<State> states;
   std::vector<ValueDef> values;
   std::vector<Check> checks;
   std::vector<Step> steps;
@@ -68,6 +80,9 @@ struct Plan {
 
   // All exprs for these symbols; throws Error(kCheck) on overflow or division by zero.
   void evaluate(std::span<const int64_t> symbol_values, std::vector<int64_t>& out) const;
+
+  // A parameter's default, from the symbols before it; throws as evaluate.
+  static int64_t fallback(const Symbol& symbol, std::span<const int64_t> earlier);
 
   // "n", "4" or "((2 * n) + 1)": for messages and for session.inputs.
   std::string text(int32_t expr) const;

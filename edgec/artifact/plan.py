@@ -11,7 +11,7 @@ from typing import NamedTuple
 from edgec.errors import EdgecError
 
 MAGIC = b"EDGCPLN1"
-VERSION = 1
+VERSION = 2
 MAX_RANK = 16
 MAX_CALL_ARGS = 64
 
@@ -41,6 +41,14 @@ class Storage(IntEnum):
     TEMP = 2
     OUTPUT = 3
     ALIAS = 4
+    STATE = 5
+
+
+class Source(IntEnum):
+    """What a symbol is read from, where that is no input."""
+
+    PARAMETER = -1
+    LENGTH = -2
 
 
 class CheckKind(IntEnum):
@@ -104,13 +112,35 @@ ABSENT = Arg(ArgKind.ABSENT)
 
 @dataclass(frozen=True)
 class Symbol:
-    """A symbolic dim, read from axis `axis` of input `input_index`; hi = -1: unbounded."""
+    """A symbolic dim, read from axis `axis` of input `input_index`; hi = -1: unbounded.
+
+    input_index Source.PARAMETER: set at run, else what the postfix program `default` over earlier symbols gives.
+    Source.LENGTH: the tokens that the states hold, the most of all rows.
+    """
 
     name: str
     input_index: int
-    axis: int
+    axis: int = 0
     lo: int = 0
     hi: int = -1
+    default: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class State:
+    """What the session keeps from run to run in place of an input and an output: [batch, heads, tokens, dim].
+
+    dtype: "f32", or "i8" with one f32 scale for each token and head. batch, growth: exprs, the rows of a run and the
+    tokens that it adds to each.
+    """
+
+    past: str
+    present: str
+    dtype: str
+    heads: int
+    dim: int
+    batch: int
+    growth: int
 
 
 @dataclass
@@ -154,6 +184,7 @@ class Plan:
     inputs: list[tuple[str, int]] = field(default_factory=list)
     values: list[Value] = field(default_factory=list)
     outputs: list[tuple[str, int]] = field(default_factory=list)
+    states: list[State] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     _expr_index: dict[tuple[int, ...], int] = field(default_factory=dict, repr=False, compare=False)
@@ -194,7 +225,7 @@ class Plan:
             for row in listed:
                 words.extend(row)
 
-        table((string(s.name), s.input_index, s.axis, s.lo, s.hi) for s in self.symbols)
+        table((string(s.name), s.input_index, s.axis, s.lo, s.hi, len(s.default), *s.default) for s in self.symbols)
         table((len(program), *program) for program in self.exprs)
         table((string(name), value) for name, value in self.inputs)
         table(
@@ -202,6 +233,10 @@ class Plan:
             for v in self.values
         )
         table((string(name), value) for name, value in self.outputs)
+        table(
+            (string(s.past), string(s.present), DTYPES.index(s.dtype), s.heads, s.dim, s.batch, s.growth)
+            for s in self.states
+        )
         table((c.kind, c.a, c.b, string(c.message)) for c in self.checks)
         table(
             (
@@ -327,11 +362,12 @@ def _decode(data: bytes) -> Plan:
         return Step(kind, name, extent, grain, tuple(read_arg() for _ in range(count())), strings[word()])
 
     plan = Plan()
-    plan.symbols = [Symbol(strings[word()], *take(4)) for _ in range(count())]
+    plan.symbols = [Symbol(strings[word()], *take(4), take(count())) for _ in range(count())]
     plan.exprs = [take(count()) for _ in range(count())]
     plan.inputs = [(strings[word()], word()) for _ in range(count())]
     plan.values = [read_value() for _ in range(count())]
     plan.outputs = [(strings[word()], word()) for _ in range(count())]
+    plan.states = [State(strings[word()], strings[word()], DTYPES[word()], *take(4)) for _ in range(count())]
     plan.checks = [Check(CheckKind(word()), *take(2), strings[word()]) for _ in range(count())]
     plan.steps = [read_step() for _ in range(count())]
     if at != len(words):

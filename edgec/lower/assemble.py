@@ -7,7 +7,20 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from edgec.artifact.plan import ABSENT, Arg, Check, CheckKind, Plan, Step, StepKind, Storage, Symbol, Value
+from edgec.artifact.plan import (
+    ABSENT,
+    Arg,
+    Check,
+    CheckKind,
+    Plan,
+    Source,
+    State,
+    Step,
+    StepKind,
+    Storage,
+    Symbol,
+    Value,
+)
 from edgec.errors import EdgecError
 from edgec.ir.dims import Dim, Expr, max_dim, postfix, product, symbol_name
 from edgec.ir.node import Data, Graph, Node, infer
@@ -56,6 +69,40 @@ def _bytes(data: Data) -> np.ndarray:
     return np.ascontiguousarray(parts["bytes"] if "bytes" in parts else parts["value"]).reshape(-1).view(np.uint8)
 
 
+@dataclass
+class States:
+    """What the session keeps: the inputs, and the nodes that append to them, in the graph's order of states."""
+
+    pasts: list[Node] = field(default_factory=list)
+    appends: dict[Node, int] = field(default_factory=dict)  # node -> index of its state
+    presents: list[str] = field(default_factory=list)  # the outputs' names
+    axis: dict[Node, int] = field(default_factory=dict)  # past -> its axis of tokens
+    dtypes: list[str] = field(default_factory=list)
+
+
+def find_states(graph: Graph) -> States:
+    """Raises EdgecError EC1401 where a state is read by anything but its append, or that by anything but attention."""
+    found, users = States(), graph.users()
+    inputs, outputs = {n["name"]: n for n in graph.inputs}, dict(graph.outputs)
+    for past_name, present in graph.states:
+        past, append = inputs[past_name], outputs[present]
+        reason = None
+        if append.op != "cache_append" or append.inputs[0] is not past or users.get(past) != [append]:
+            reason = f"{present!r} is not what is appended to it"
+        elif any(u.op != "attention" or append not in u.inputs[1:3] for u in users.get(append, ())):
+            reason = "something else than attention reads it"
+        elif sum(n in (past, append) for _, n in graph.outputs) > 1 or append in found.appends:
+            reason = "two outputs show it"
+        if reason:
+            raise EdgecError("EC1401", f"it cannot be kept in the session: {reason}", f"state {past_name!r}")
+        found.appends[append] = len(found.pasts)
+        found.pasts.append(past)
+        found.presents.append(present)
+        found.axis[past] = append["axis"]
+        found.dtypes.append(append["dtype"])
+    return found
+
+
 class Assembler:
     def __init__(self, graph: Graph, pack: Callable[[Node], Data]):
         """pack: the packed bytes of a `pack` node."""
@@ -69,27 +116,50 @@ class Assembler:
         self.owner: dict[Node, int] = {}  # node -> graph output whose memory it is written to
         self.first: dict[int, int] = {}  # temp value -> first and last step that touches it
         self.last: dict[int, int] = {}
+        self.states = find_states(graph)
+        self.inputs = [n for n in graph.inputs if n not in self.states.pasts]
+        self.outputs = [(name, n) for name, n in graph.outputs if name not in self.states.presents]
         self._symbols()
 
     # Dims
 
     def _symbols(self) -> None:
         self.symbol_index: dict[str, int] = {}
-        for position, node in enumerate(self.graph.inputs):
+        for position, node in enumerate(self.inputs):
             for axis, dim in enumerate(node.shape):
-                name = symbol_name(dim)
-                if name is not None and name not in self.symbol_index:
-                    self.symbol_index[name] = len(self.plan.symbols)
-                    lo, hi = self.graph.symbols.get(name, (0, None))
-                    self.plan.symbols.append(Symbol(name, position, axis, lo, -1 if hi is None else hi))
+                if (name := symbol_name(dim)) is not None:
+                    self._symbol(name, position, axis)
+        for past in self.states.pasts:
+            if (name := symbol_name(past.shape[self.states.axis[past]])) is not None:
+                self._symbol(name, Source.LENGTH)
+        for name, default in self.graph.parameters.items():
+            self._symbol(name, Source.PARAMETER, default=tuple(self._words(default)))
+
+    def _symbol(self, name: str, source: int, axis: int = 0, default: tuple[int, ...] = ()) -> None:
+        if name not in self.symbol_index:
+            lo, hi = self.graph.symbols.get(name, (0, None))
+            self.plan.symbols.append(Symbol(name, source, axis, lo, -1 if hi is None else hi, default))
+            self.symbol_index[name] = len(self.plan.symbols) - 1
 
     def dim(self, d: Dim) -> int:
+        return self.plan.expr(*self._words(d))
+
+    def _words(self, d: Dim) -> list[int]:
         def sym(name: str) -> int:
             if name not in self.symbol_index:
                 raise EdgecError("EC1203", f"no input has a dim that is just {name!r}", hint=f"Fix it: --dim {name}=N")
             return self.symbol_index[name]
 
-        return self.plan.expr(*postfix(d, sym))
+        return postfix(d, sym)
+
+    def _kept(self, past: Node, append: Node, present: str) -> State:
+        axis = append["axis"]
+        heads, dim = past.shape[3 - axis], past.shape[3]
+        if not isinstance(heads, int) or not isinstance(dim, int):
+            raise EdgecError("EC1203", f"a state of {past.type}", f"input {past['name']!r}", "Fix its sizes: --dim")
+        growth = append.shape[axis] - past.shape[axis]
+        batch, grown = self.dim(past.shape[0]), self.dim(growth)
+        return State(past["name"], present, append["dtype"], heads, dim, batch, grown)
 
     # Values
 
@@ -132,7 +202,16 @@ class Assembler:
             self.offset += -(-nbytes // ALIGN) * ALIGN
         return self._value(type, Storage.CONSTANT, self.blob_at[data.key], nbytes)
 
+    def _state(self, node: Node, index: int, axis: int) -> int:
+        """A state as a value, always [batch, heads, tokens, dim]."""
+        b, *middle, d = node.shape
+        heads, tokens = middle if axis == 2 else middle[::-1]
+        dims = tuple(map(self.dim, (b, heads, tokens, d)))
+        return self.plan.value(Value(self.states.dtypes[index], dims, Storage.STATE, index))
+
     def _define(self, node: Node, type: TensorType) -> int:
+        if node in self.states.appends:
+            return self._state(node, self.states.appends[node], node["axis"])
         if node in self.owner:
             return self._value(type, Storage.OUTPUT, self.owner[node])
         return self._value(type, Storage.TEMP, self._bytes_of(type))
@@ -260,17 +339,20 @@ class Assembler:
     def run(self, items: Sequence[Unit | Branch], guard: Callable[[Node], Guard]) -> Assembled:
         """Everything; `items` as schedule.order gives them."""
         self.users = self.graph.users()
-        for position, node in enumerate(self.graph.inputs):
+        for number, (past, append) in enumerate(zip(self.states.pasts, self.states.appends)):
+            self.index[past] = self._state(past, number, append["axis"])
+            self.plan.states.append(self._kept(past, append, self.states.presents[number]))
+        for position, node in enumerate(self.inputs):
             self.index[node] = self._value(node.type, Storage.INPUT, position)
             self.plan.inputs.append((node["name"], self.index[node]))
-        for position, (_, node) in enumerate(self.graph.outputs):
+        for position, (_, node) in enumerate(self.outputs):
             base = base_of(node)
             if base.op not in ("input", "constant", "pack") and base not in self.owner:
                 self.owner[base] = position
         for kind, a, b, message in self._assumptions(n for n in self.graph.nodes() if not guard(n)):
             self.plan.checks.append(Check(kind, self.dim(a), self.dim(b), message))
         self._emit(items)
-        for position, (name, node) in enumerate(self.graph.outputs):
+        for position, (name, node) in enumerate(self.outputs):
             if self.owner.get(base_of(node)) == position:
                 index = self.value(node)
             else:

@@ -36,7 +36,11 @@ def _gather(n: Node) -> Builtin:
 
 def _attention(n: Node) -> Builtin:
     layouts = (n["q_layout"], n["k_layout"], n["v_layout"], n["out_layout"])
-    return Builtin("attention", n.inputs, (n["scale"], int(n["causal"]), n["window"], n["softcap"], *layouts))
+    k, v = n.inputs[1:3]
+    assert k is not None and v is not None
+    cached = k.op == "cache_append"  # of a state, and so is v
+    name = "attention_cached" if cached else "attention"
+    return Builtin(name, n.inputs, (n["scale"], int(n["causal"]), n["window"], n["softcap"], *layouts))
 
 
 def _recurrent(n: Node) -> Builtin:
@@ -52,6 +56,7 @@ BUILTINS: dict[str, Callable[[Node], Builtin]] = {
     "matmul": lambda n: Builtin("matmul", n.inputs, (int(n["trans_a"]), int(n["trans_b"]))),
     "matmul_int": lambda n: Builtin("matmul_int", n.inputs),
     "attention": _attention,
+    "cache_append": lambda n: Builtin("cache_append", n.inputs, (n["layout"],)),
     "lstm": _recurrent,
     "gru": _recurrent,
     "rnn": _recurrent,

@@ -177,9 +177,12 @@ def legalize(graph: Graph, pick: Pick) -> Graph:
     """
     graph = fuse_norms(graph)
     new: dict[Node, Node] = {}
+    kept = {past for past, _ in graph.states}
     for node in graph.nodes():
         inputs = [None if i is None else new[i] for i in node.inputs]
-        out = _one(make(node.op, *inputs, **node.attrs), pick)
+        again = make(node.op, *inputs, **node.attrs)
+        state = node.op == "cache_append" and inputs[0].op == "input" and inputs[0]["name"] in kept
+        out = again if state else _one(again, pick)
         new[node] = out
         origin = graph.origins.get(node)
         if origin:

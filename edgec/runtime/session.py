@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,16 +37,27 @@ class StepTime(NamedTuple):
 
 
 class Session:
-    """An artifact that is loaded and ready to run. Calls from several threads take turns."""
+    """An artifact that is loaded and ready to run. Calls from several threads take turns.
 
-    def __init__(self, path: str | os.PathLike[str], threads: int | None = None) -> None:
-        """`threads`: default, as many as affinity, cgroup quota and big cores allow. Raises EdgecError EC15xx."""
-        if threads is not None and threads < 1:
-            raise EdgecError("EC1001", f"threads={threads}", hint="Pass 1 or more")
+    A language model keeps its sequences in slots. session(...) and run() use none: each row starts empty and nothing
+    is kept. With `slots`, one for each row of the batch, a row follows what its slot holds and is appended to it.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], threads: int | None = None, max_context: int | None = None
+    ) -> None:
+        """`threads`: default, as many as affinity, cgroup quota and big cores allow. `max_context`: tokens that a
+        sequence of a language model may have, default as it was built. Raises EdgecError EC15xx."""
+        for name, value in (("threads", threads), ("max_context", max_context)):
+            if value is not None and value < 1:
+                raise EdgecError("EC1001", f"{name}={value}", hint="Pass 1 or more")
         self.artifact = ArtifactFile(path)
         members = self.artifact.members
         self._core = _core.Session(members["plan.bin"], members.get("code.so"), members["weights.bin"], threads or 0)
         self._call = self._core.call
+        context = max_context or self.manifest.get("lm", {}).get("context")
+        if context and self._core.states:
+            self._core.reserve(1, context)
         self.inputs = [Port(name, shape, _NUMPY_NAMES[dtype]) for name, dtype, shape in self._core.inputs]
         self.outputs = [Port(name, shape, _NUMPY_NAMES[dtype]) for name, dtype, shape in self._core.outputs]
         self._output_index = {port.name: index for index, port in enumerate(self.outputs)}
@@ -55,8 +66,19 @@ class Session:
         """All outputs by name. Raises EdgecError EC1601 to EC1606."""
         return self._call(feeds)
 
-    def run(self, output_names: Iterable[str] | None, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """The named outputs, or all, in that order: the call of onnxruntime's InferenceSession."""
+    def run(
+        self,
+        output_names: Iterable[str] | None,
+        feeds: Mapping[str, np.ndarray],
+        *,
+        slots: Sequence[int] | None = None,
+        parameters: Mapping[str, int] | None = None,
+    ) -> list[np.ndarray]:
+        """The named outputs, or all, in that order: the call of onnxruntime's InferenceSession.
+
+        slots: see the class. parameters: values of `session.parameters`. Raises EC1608 for more tokens than the
+        context has; no slot has changed then, nor after any other error.
+        """
         names = None if output_names is None else list(output_names)
         for name in names or ():
             if name not in self._output_index:
@@ -66,7 +88,11 @@ class Session:
                     f"output '{name}'",
                     f"It has {', '.join(self._output_index)}",
                 )
-        results = self._core.run(feeds if type(feeds) is dict else dict(feeds))
+        results = self._core.run(
+            feeds if type(feeds) is dict else dict(feeds),
+            slots if slots is None else list(slots),
+            parameters if parameters is None else dict(parameters),
+        )
         return results if not names else [results[self._output_index[name]] for name in names]
 
     @property
@@ -87,9 +113,39 @@ class Session:
         """(origin, "call" or "kernel", kernel) of each step of the plan."""
         return self._core.steps()
 
-    def profile(self, feeds: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[StepTime]]:
+    @property
+    def parameters(self) -> list[str]:
+        """Sizes that a run may choose, such as "logits": of how many of the last positions."""
+        return self._core.parameters
+
+    def reserve(self, slots: int, capacity: int) -> None:
+        """Room for `slots` sequences of `capacity` tokens; memory is used as they grow. Another capacity than before
+        empties all slots. Raises EC1001, EC1606."""
+        self._core.reserve(slots, capacity)
+
+    def length(self, slot: int) -> int:
+        """The tokens that the slot holds."""
+        return self._core.length(slot)
+
+    def set_length(self, slot: int, n: int) -> None:
+        """Keeps the first n tokens only."""
+        self._core.set_length(slot, n)
+
+    def copy_slot(self, source: int, target: int, n: int) -> None:
+        """The first n tokens of `source` become what `target` holds."""
+        self._core.copy_slot(source, target, n)
+
+    def profile(
+        self,
+        feeds: Mapping[str, np.ndarray],
+        *,
+        slots: Sequence[int] | None = None,
+        parameters: Mapping[str, int] | None = None,
+    ) -> tuple[dict[str, np.ndarray], list[StepTime]]:
         """One run: its outputs, and the time of each step that ran, in order."""
-        results, times_ns = self._core.profile(dict(feeds))
+        results, times_ns = self._core.profile(
+            dict(feeds), None if slots is None else list(slots), None if parameters is None else dict(parameters)
+        )
         steps = [
             StepTime(origin, kind, kernel, ns / 1e3)
             for (origin, kind, kernel), ns in zip(self._core.steps(), times_ns, strict=True)
@@ -112,6 +168,6 @@ class Session:
         return self.memory(dims)["arena_bytes"]
 
 
-def load(path: str | os.PathLike[str], threads: int | None = None) -> Session:
+def load(path: str | os.PathLike[str], threads: int | None = None, max_context: int | None = None) -> Session:
     """Opens an artifact to run it. Raises EdgecError EC15xx if it is damaged or for another CPU."""
-    return Session(path, threads)
+    return Session(path, threads, max_context)

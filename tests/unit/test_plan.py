@@ -19,6 +19,7 @@ from plan_tools import (
     StepKind,
     Storage,
     Value,
+    cache_plan,
     compile_c,
     scale_add_plan,
 )
@@ -42,6 +43,7 @@ def test_encoding_round_trips():
     again = Plan.decode(plan.encode())
     assert again == plan
     assert again.encode() == plan.encode()
+    assert Plan.decode(cache_plan("i8").encode()) == cache_plan("i8")
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -378,3 +380,69 @@ def test_truncations_and_word_changes_never_crash(code):
             data = good[:at] + struct.pack("<q", word) + good[at + 8 :]
             with contextlib.suppress(EdgecError):
                 _core.Session(data, code, weights(), 1).run({"x": x})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_set("states", 0, heads=0), "heads is 0"),
+        (_set("states", 0, dim=2**40), "dim is"),
+        (_set("states", 0, dtype="f16"), "dtype is none"),
+        (_set("states", 0, growth=99), "growth is 99"),
+        (_set("values", 3, a=2), "no such state"),
+        (_set("values", 3, dtype="i8"), "not its state's"),
+        (_set("values", 3, dims=(0,)), "not its state's"),
+        (lambda plan: plan.values.append(Value("f32", (0,), Storage.ALIAS, 3, 0)), "alias of a state"),
+        (_set("symbols", 3, default=()), "leaves 0 results"),
+        (_set("symbols", 3, default=(ExprOp.SYMBOL, 3)), "unknown symbol 3"),
+        (_set("symbols", 3, default=(ExprOp.EXPR, 0)), "no earlier"),
+        (_set("symbols", 2, input_index=-3), "input is -3"),
+        (_set("steps", 0, args=(Arg.of(1), Arg.of(1), Arg.of(4), Arg.string("bshd"))), "'past' is no state"),
+        (_set("steps", 0, args=(Arg.of(3), Arg.of(3), Arg.of(4), Arg.string("bshd"))), "'new' is a state"),
+        (_set("steps", 3, name="copy", args=(Arg.of(3), Arg.of(8))), "is a state"),
+        (_set("steps", 3, kind=StepKind.CALL, name="positive", extent=0, grain=1, args=(Arg.of(3),)), "takes no state"),
+    ],
+)
+def test_malformed_states_are_refused(code, change, words):
+    plan = cache_plan()
+    change(plan)
+    with pytest.raises(EdgecError, match=words) as caught:
+        _core.Session(plan.encode(), code, None, 1)
+    assert caught.value.code in ("EC1507", "EC1508")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_set("states", 0, heads=3), "not its state's"),
+        (_set("states", 1, growth=0), "unlike the others"),
+        (lambda plan: plan.values[4].__setattr__("dims", plan.values[3].dims), "reads more|do not fit"),
+        (_set("steps", 0, args=(Arg.of(3), Arg.of(1), Arg.of(6), Arg.string("bshd"))), "another state"),
+        (_set("steps", 0, args=(Arg.of(3), Arg.of(0), Arg.of(4), Arg.string("bshd"))), "does not fit the state"),
+    ],
+)
+def test_states_that_do_not_fit_are_refused(change, words):
+    plan = cache_plan()
+    change(plan)
+    session = _core.Session(plan.encode(), None, None, 1)
+    with pytest.raises(EdgecError, match=words):
+        session.run(_cache_feeds(3))
+
+
+def _cache_feeds(s, b=1):
+    rng = np.random.default_rng(s)
+    return {n: rng.standard_normal((b, s, h, 6)).astype("f") for n, h in (("q", 4), ("k", 2), ("v", 2))}
+
+
+def test_word_changes_of_a_plan_with_states_never_crash():
+    good = cache_plan().encode()
+    feeds = [_cache_feeds(3), _cache_feeds(1)]
+    for at in range(8, len(good), 8):
+        for word in (-1, 0, 1, 2, 3, 5, 8, 2**31, 2**62, -(2**63)):
+            data = good[:at] + struct.pack("<q", word) + good[at + 8 :]
+            with contextlib.suppress(EdgecError):
+                session = _core.Session(data, None, None, 1)
+                session.reserve(2, 4)
+                session.run(feeds[0], [1])
+                session.run(feeds[1], [1], {"last": 1})
+                session.run(feeds[1], [1])

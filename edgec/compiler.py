@@ -24,6 +24,7 @@ from edgec.testing.inputs import input_ranges
 
 PHASES = ("import", "rewrite", "quantize", "lower", "write")
 WEIGHTS = ("int4", "int8", "fp32")
+KV_CACHES = ("fp32", "int8", "exposed")
 Progress = Callable[[str, float], None]  # (phase, seconds since the build began)
 
 
@@ -36,6 +37,8 @@ class Options:
     group: int = 32
     activations: str = "int8"
     dims: Mapping[str, Any] = field(default_factory=dict)
+    kv_cache: str = "exposed"
+    max_context: int | None = None
 
     def check(self) -> None:
         if self.weights not in WEIGHTS:
@@ -44,6 +47,10 @@ class Options:
             raise EdgecError("EC1001", f"{self.activations!r} is neither int8 nor fp32", "--activations")
         if self.group not in (32, 64, 128):
             raise EdgecError("EC1001", f"{self.group} is none of 32, 64, 128", "--group")
+        if self.kv_cache not in KV_CACHES:
+            raise EdgecError("EC1001", f"{self.kv_cache!r} is none of {', '.join(KV_CACHES)}", "--kv-cache")
+        if self.max_context is not None and self.max_context < 1:
+            raise EdgecError("EC1001", f"{self.max_context} is no number of tokens", "--max-context")
 
 
 @dataclass
@@ -55,6 +62,7 @@ class BuildReport:
     tuned_share: of all multiply-accumulates, the share that hand-written kernels and convolution templates run
     (symbols at `sample`).
     arena_bytes and values_bytes: peak of the arena, and the sum of all values, at `sample`.
+    notes: what a user should know of a language model: its cache, and why it is none that the session keeps.
     """
 
     path: str | None = None
@@ -68,6 +76,7 @@ class BuildReport:
     arena_bytes: int = 0
     values_bytes: int = 0
     sample: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     phases: dict[str, float] = field(default_factory=dict)
     options: dict = field(default_factory=dict)
     stopped_after: str | None = None
@@ -98,6 +107,7 @@ class Build:
         self.graph: Graph | None = None
         self.source: dict[str, str] | None = None  # the model's file name and SHA-256
         self.ranges: dict[str, tuple[int, int]] = {}
+        self.lm: dict | None = None  # the manifest's key of that name
         self.parameters = 0  # float numbers that the imported graph holds
         self._dumped = 0
         if self.dump_ir is not None:
@@ -142,7 +152,11 @@ class Build:
 
         assert self.graph is not None
         self._phase("rewrite")
-        self.graph = rewrites.run(self.graph, rewrites.PHASES, dump=self.dump)
+        self.graph = rewrites.run(rewrites.one_length(self.graph), rewrites.PHASES, dump=self.dump)
+        self.graph, self.lm, self.report.notes = rewrites.as_decoder(
+            self.graph, self.options.kv_cache, self.options.max_context
+        )
+        self.dump("decoder", self.graph)
         verify(self.graph)
         self._done()
         return self.graph
@@ -210,9 +224,12 @@ class Build:
             "inputs": [
                 _describe(n["name"], n, self.ranges.get(n["name"])) for n in self.graph.inputs if n["name"] not in kept
             ],
-            "outputs": [_describe(name, n) for name, n in self.graph.outputs if name not in kept],
+            "outputs": [
+                _describe(name, n, dims=self.graph.parameters) for name, n in self.graph.outputs if name not in kept
+            ],
             "symbols": {k: list(v) for k, v in self.graph.symbols.items()},
             "options": r.options,
+            **({} if self.lm is None else {"lm": self.lm}),
             "report": {
                 "weights": r.weights,
                 "tuned_share": r.tuned_share,
@@ -242,9 +259,10 @@ class Build:
             self.report.arena_bytes, self.report.values_bytes = memory["arena_bytes"], memory["temp_bytes"]
 
 
-def _describe(name: str, node: Node, bounds: tuple[int, int] | None = None) -> dict:
+def _describe(name: str, node: Node, bounds: tuple[int, int] | None = None, dims: Mapping[str, Any] = {}) -> dict:
     """A port of the manifest; range: the integers that an input can be (inside the table that it indexes)."""
-    port: dict[str, Any] = {"name": name, "dtype": node.dtype, "shape": [format_dim(d) for d in node.shape]}
+    shape = [format_dim(substitute(d, dims)) for d in node.shape]
+    port: dict[str, Any] = {"name": name, "dtype": node.dtype, "shape": shape}
     return port if bounds is None else port | {"range": list(bounds)}
 
 
@@ -270,6 +288,8 @@ def build(
     weights: str = "int4",
     group: int = 32,
     activations: str = "int8",
+    kv_cache: str = "exposed",
+    max_context: int | None = None,
     dims: Mapping[str, Any] | None = None,
     constants: Mapping[str, np.ndarray] | None = None,
     out: str | os.PathLike | None = None,
@@ -280,15 +300,17 @@ def build(
     """Compiles an ONNX model into an artifact.
 
     model: path of an .onnx file, a ModelProto or an IR graph. dims: symbol -> size, (low, high), or another symbol's
-    name. constants: values of inputs that are fixed at build. out: default the model's name with .edgec. stop_after:
-    one of PHASES; nothing is written unless it is the last. Raises EdgecError; a failed build leaves nothing behind.
+    name. constants: values of inputs that are fixed at build. kv_cache: of a decoder, "fp32", "int8" (kept by the
+    session) or "exposed" (inputs and outputs). max_context: tokens that a kept cache may hold.
+    out: default the model's name with .edgec. stop_after: one of PHASES; nothing is written unless it is the last.
+    Raises EdgecError; a failed build leaves nothing behind.
     """
     for package in ("onnx", "onnx_ir", "tvm"):
         if importlib.util.find_spec(package) is None:
             raise EdgecError("EC1002", f"building needs {package}", hint="Install it: pip install 'edgec[build]'")
     if stop_after is not None and stop_after not in PHASES:
         raise EdgecError("EC1001", f"{stop_after!r} is none of {', '.join(PHASES)}", "--stop-after")
-    options = Options(target, weights, group, activations, dict(dims or {}))
+    options = Options(target, weights, group, activations, dict(dims or {}), kv_cache, max_context)
     job = Build(options, progress, dump_ir)
     is_path = isinstance(model, (str, os.PathLike))
     if out is None:

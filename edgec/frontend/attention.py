@@ -6,10 +6,11 @@ import math
 
 import numpy as np
 
-from edgec.frontend.emit import cast, dim, emit, op, reduce, reshape, split, take, transpose, unsqueeze
+from edgec.frontend import symbolic
+from edgec.frontend.emit import array_of, cast, dim, emit, op, reduce, reshape, split, take, transpose, unsqueeze
 from edgec.frontend.nn import matmul
 from edgec.frontend.registry import MICROSOFT, Call, Unsupported, onnx_op
-from edgec.ir.dims import Dim
+from edgec.ir.dims import Dim, Expr, max_dim
 from edgec.ir.node import Node, constant
 
 
@@ -23,9 +24,9 @@ def heads_of(x: Node, heads: int) -> Node:
     return reshape(x, [x.shape[0], x.shape[1], heads, width // heads])
 
 
-def attend(q: Node, k: Node, v: Node, mask: Node | None, scale: float, causal: bool = False) -> Node:
+def attend(q: Node, k: Node, v: Node, mask: Node | None, scale: float, causal=False, softcap: float = 0.0) -> Node:
     """Heads-first attention [b, h, s, d]."""
-    return op.attention(q, k, v, mask, scale=float(scale), causal=causal)
+    return op.attention(q, k, v, mask, scale=float(scale), causal=bool(causal), softcap=float(softcap))
 
 
 def _rotate(x: Node, cos: Node, sin: Node, interleaved: bool) -> Node:
@@ -166,42 +167,84 @@ def _padding_mask(mask: Node, q: Node, k: Node, low: float) -> Node:
     return op.where(keep, constant(0, q.dtype), constant(low, q.dtype))
 
 
+def _lengths(c: Call, steps: Dim, batch: Dim) -> tuple[Node, Dim | None]:
+    """GroupQueryAttention's number of tokens before the new ones in each row, i64 [batch], and the cache's new size.
+
+    seqlens_k is the place of the last valid token. A prompt (as many steps as tokens in all) starts at 0, padded on
+    the right where it is shorter.
+    """
+    last, total = op.reshape(cast(c[5], "i64"), shape=(batch,)), reshape(cast(c[6], "i64"), ())
+    known = symbolic.content(total)
+    size = known[()] if known is not None else None
+    before = op.sub(op.add(last, 1), dim(steps))
+    before = op.where(op.eq(total, dim(steps)), constant(0, "i64"), before)
+    return before, size if isinstance(size, (int, Expr)) else None
+
+
+def _appended(past: Node | None, new: Node, lengths: Node, size: Dim | None) -> Node:
+    """Row b of `new` [b, h, s, d] behind the first lengths[b] tokens of past [b, h, t, d]; zeros beyond.
+
+    As one read of concat(past, new) at places that differ between rows.
+    """
+    both = new if past is None else op.concat(past, new, axis=2)
+    before: Dim = 0 if past is None else past.shape[2]
+    steps = new.shape[2]
+    size = both.shape[2] if size is None else max_dim(before, size)
+    t, first = reshape(emit("iota", size=size), [1, size]), reshape(lengths, [lengths.shape[0], 1])
+    full = op.lt(t, op.add(first, dim(steps)))
+    place = op.where(
+        op.and_(op.ge(t, first), full), op.add(op.sub(t, first), dim(before)), op.min(t, dim(before + steps - 1))
+    )
+    known = array_of(place)
+    if known is not None and isinstance(both.shape[2], int) and (known == np.arange(both.shape[2])).all():
+        return both
+    rows = op.gather_nd(transpose(both, (0, 2, 1, 3)), unsqueeze(place, 2), batch_dims=1)
+    rows = op.where(reshape(full, [*full.shape, 1, 1]), rows, constant(0, new.dtype))
+    return transpose(rows, (0, 2, 1, 3))
+
+
 @onnx_op("GroupQueryAttention", domain=MICROSOFT)
 def group_query_attention(c: Call):
-    """Without padding between sequences: the past's size is its shape's, each of the batch has all of it."""
+    """Each row of the batch has its own number of tokens before the new ones: seqlens_k."""
     heads, kv_heads = c.need_attr("num_heads"), c.need_attr("kv_num_heads")
-    if c.attr("softcap", 0.0) or c.attr("smooth_softmax", 0) or c.has(11) or c.attr("kv_cache_bit_width", 0):
-        raise Unsupported("softcap, smooth softmax, sinks or a quantized cache")
-    if any(c.has(i) for i in range(12, 17)) or c.wants(3):
+    if c.attr("smooth_softmax", 0) or c.has(11) or c.attr("kv_cache_bit_width", 0):
+        raise Unsupported("smooth softmax, sinks or a quantized cache")
+    if any(c.has(i) for i in range(12, 17)) or c.wants(3) or c.attr("qk_output", 0):
         raise Unsupported("scales or gains of the cache, or the scores as an output")
     q, k, v = c[0], c.get(1), c.get(2)
     if k is None or v is None:  # packed
         width = q.shape[2]
-        if not isinstance(width, int):
+        if not isinstance(width, int) or width % (heads + 2 * kv_heads):
             raise Unsupported(f"packed queries {q.type}")
         size = width // (heads + 2 * kv_heads)
         q, k, v = split(q, 2, [heads * size, kv_heads * size, kv_heads * size])
     q, k, v = heads_of(q, heads), heads_of(k, kv_heads), heads_of(v, kv_heads)
-    past_k, past_v = c.get(3), c.get(4)
-    before: Dim = 0 if past_k is None else past_k.shape[2]
-    steps = q.shape[1]
+    batch, steps = q.shape[:2]
+    lengths, size = _lengths(c, steps, batch)
+    first = reshape(lengths, [batch, 1])
     if c.attr("do_rotary", 0):
         places = c.get(9)
         if places is None:
-            places = op.add(reshape(emit("iota", size=steps), [1, steps]), dim(before))
+            places = op.add(reshape(emit("iota", size=steps), [1, steps]), first)
         turn = bool(c.attr("rotary_interleaved", 0))
         q, k = (rotary(x, places, c[7], c[8], 2 * int(c[7].shape[-1]), turn) for x in (q, k))
     q, k, v = (transpose(x, (0, 2, 1, 3)) for x in (q, k, v))
-    k, v = _with_past(past_k, k), _with_past(past_v, v)
-    mask = c.get(10)
+    k, v = (_appended(c.get(i), x, lengths, size) for i, x in ((3, k), (4, v)))
+    total = k.shape[2]
+    place = op.add(reshape(lengths, [batch, 1, 1, 1]), reshape(emit("iota", size=steps), [1, 1, steps, 1]))
+    key = reshape(emit("iota", size=total), [1, 1, 1, total])
+    seen = op.le(key, place) if c.attr("causal", 1) else op.lt(key, op.add(reshape(lengths, [batch, 1, 1, 1]), steps))
     window = c.attr("local_window_size", -1)
     if window > 0:
-        total = k.shape[2]
-        i = op.add(reshape(emit("iota", size=steps), [steps, 1]), dim(total - steps))
-        near = op.gt(reshape(emit("iota", size=total), [1, total]), op.sub(i, window))
-        mask = _sum(mask, op.where(near, constant(0, q.dtype), constant(-np.inf, q.dtype)))
-    y = attend(q, k, v, mask, c.attr("scale", 0.0) or 1 / math.sqrt(int(q.shape[-1])), bool(c.attr("causal", 1)))
-    y = transpose(y, (0, 2, 1, 3))
+        seen = op.and_(seen, op.gt(key, op.sub(place, window)))
+    mask = op.where(seen, constant(0, q.dtype), constant(-np.inf, q.dtype))
+    if (bias := c.get(10)) is not None:
+        sizes = (*bias.shape[:3], total)
+        mask = op.add(
+            mask, op.slice(bias, starts=(0,) * 4, sizes=sizes, steps=(1,) * 4) if bias.shape != sizes else bias
+        )
+    scale = c.attr("scale", 0.0) or 1 / math.sqrt(int(q.shape[-1]))
+    y = transpose(attend(q, k, v, mask, scale, softcap=c.attr("softcap", 0.0)), (0, 2, 1, 3))
     return reshape(y, [*y.shape[:2], y.shape[2] * y.shape[3]]), k, v
 
 

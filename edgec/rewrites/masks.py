@@ -144,7 +144,7 @@ _memo: weakref.WeakKeyDictionary[Node, dict] = weakref.WeakKeyDictionary()
 def parts_of(mask: Node, shape: tuple[Dim, Dim, Dim, Dim], lengths: Node | None = None) -> Parts | str:
     """A mask for scores [B, H, S, T] as attributes and a mask [B or 1, 1, 1, T], or the reason why it stays.
 
-    lengths [B]: query i of row b stands at lengths[b] + i; without, at i + T - S.
+    lengths [B]: taken to be T - S in each row: where a cache keeps them itself.
     """
     known = _memo.setdefault(mask, {})
     key = (shape, lengths)
@@ -159,7 +159,7 @@ def parts_of(mask: Node, shape: tuple[Dim, Dim, Dim, Dim], lengths: Node | None 
 def _parts(mask: Node, shape: tuple[Dim, Dim, Dim, Dim], lengths: Node | None) -> Parts:
     batch, _, queries, keys = shape
     sizes = {B_: batch, S_: queries, T_: keys}
-    tracer = Tracer({n: d for n, d in sizes.items() if d != 1})
+    tracer = Tracer({n: d for n, d in sizes.items() if d != 1}, {} if lengths is None else {lengths: keys - queries})
     here = tuple(0 if d == 1 else symbol(n) for n, d in sizes.items())
     index = (here[0], 0, here[1], here[2])[4 - mask.rank :]
     if mask.rank >= 3 and mask.shape[-3] != 1:
@@ -170,8 +170,6 @@ def _parts(mask: Node, shape: tuple[Dim, Dim, Dim, Dim], lengths: Node | None) -
     if any(isinstance(v, Expr) or not v <= HIDDEN for v in hidden):
         raise Opaque("it is more than a choice of what is seen")
     offset: Dim = keys - queries
-    if lengths is not None:
-        offset = symbol(tracer.leaf(lengths, (here[0],)))
     causal, window, rest = False, 0, []
     for f in fm.factors(shown):
         f = _within(f, tracer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -38,10 +38,14 @@ def _known_under(f: fm.Formula, v: Any) -> Any:
 
 
 class Tracer:
-    """The elements of nodes as formulas. bounds: index symbol -> how many values it has."""
+    """The elements of nodes as formulas.
 
-    def __init__(self, bounds: dict[str, Dim]):
-        self.bounds = bounds
+    bounds: index symbol -> how many values it has. known: nodes of integers that are taken to be this number.
+    stops: nodes that are not looked into.
+    """
+
+    def __init__(self, bounds: dict[str, Dim], known: Mapping[Node, Dim] | None = None, stops: Iterable[Node] = ()):
+        self.bounds, self.known, self.stops = bounds, known or {}, frozenset(stops)
         self.leaves: dict[str, tuple[Node, tuple[Dim, ...]]] = {}
         self.memo: dict = {}
 
@@ -145,6 +149,10 @@ class Tracer:
 
     def _cases(self, node: Node, index) -> Cases:
         op = node.op
+        if node in self.known:
+            return [(True, self.known[node])]
+        if node in self.stops:
+            return [(True, symbol(self.leaf(node, index)))]
         if op == "iota":
             return [(True, index[0])]
         if op == "dim_value":
@@ -186,7 +194,7 @@ class Tracer:
             value = self._infinite(op, values)
         elif op in ("max", "min", "relu"):
             x, y = values if op != "relu" else (values[0], 0)
-            above = self.ge(x - y)
+            above = False if self.ge(y - x) is True else self.ge(x - y)  # where they are equal, either
             sides = (x, y) if op != "min" else (y, x)
             return [(fm.all_of([f, above]), sides[0]), (fm.all_of([f, fm.negated(above)]), sides[1])]
         else:
@@ -305,9 +313,18 @@ class Tracer:
             at = self.cases(inner, index[axis : axis + inner.rank])
             places = [(f, v if isinstance(v, int) and v >= 0 else self._place(v)) for f, v in at]
             return [(f, x, (*index[:axis], v, *index[axis + inner.rank :])) for f, v in places]
+        if op == "gather_nd":
+            return self._of_gather_nd(node, index)
         if op == "scatter_nd" and node["reduction"] == "none":
             return self._of_scatter(node, index)
         return None
+
+    def _of_gather_nd(self, node: Node, index):
+        x, places = node.inputs
+        lead, depth = index[: places.rank - 1], places.shape[-1]
+        pairs = self._combined([self.cases(places, (*lead, i)) for i in range(depth)])
+        start, rest = index[: node["batch_dims"]], index[places.rank - 1 :]
+        return [(f, x, (*start, *map(self._place, vs), *rest)) for f, vs in pairs]
 
     def _place(self, v: Dim | float) -> Dim:
         if isinstance(v, float) or not fm.sure(self._extreme(v, True)):

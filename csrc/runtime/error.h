@@ -10,6 +10,8 @@ enum class Code : int {
   kCall = 1001,
   kOpen = 1501,
   kArchive = 1502,
+  kManifest = 1503,
+  kDamaged = 1504,
   kTarget = 1506,
   kPlan = 1507,
   kCodeLoad = 1508,

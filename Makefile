@@ -12,7 +12,7 @@ CXX_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h')
 PIP = $(PYTHON) -m pip --disable-pip-version-check -qq
 TESTS ?= tests
 
-.PHONY: demo test lint models dev bench bench-kernels test-asan test-arm env clean
+.PHONY: demo test lint models dev wheels bench bench-kernels test-asan test-arm env clean
 
 # The package as a user installs it, with what building needs, in .venv
 demo: .venv/demo.done
@@ -41,6 +41,10 @@ dev: env
 	  -Dpybind11_DIR=$$($(PYTHON) -m pybind11 --cmakedir) $(CMAKE_ARGS) > $(BUILD).log 2>&1 || { cat $(BUILD).log; exit 1; }
 	cmake --build $(BUILD) -j $(JOBS)
 	cp $(BUILD)/_core*.so edgec/
+
+# Wheels for arm64 Linux, x86-64 Linux and macOS, compiled here, in dist/ (minutes the first time)
+wheels: env
+	$(PYTHON) tools/wheels.py
 
 # The kernels in C++ under AddressSanitizer and UBSan
 test-asan: env

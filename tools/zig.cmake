@@ -28,5 +28,6 @@ foreach(tool ar ranlib)
   set(CMAKE_${name} "${script}" CACHE FILEPATH "" FORCE)
   set(CMAKE_CXX_COMPILER_${name} "${script}" CACHE FILEPATH "" FORCE)
 endforeach()
+set(CMAKE_INSTALL_NAME_TOOL "true" CACHE FILEPATH "" FORCE)  # nothing is installed with other paths than it is linked with
 set(CMAKE_OSX_SYSROOT "" CACHE STRING "")
 set(CMAKE_FIND_ROOT_PATH_MODE_PROGRAM NEVER)

@@ -121,7 +121,14 @@ struct edgec_session {
     }
   }
 
-  void run(const edgec_tensor* inputs, int32_t input_count, edgec_tensor* outputs, int32_t output_count) {
+  template <class F>
+  void with_states(F&& f) {
+    const std::lock_guard held(executor->mutex());
+    f(executor->states());
+  }
+
+  void run(const edgec_run_options* options, const edgec_tensor* inputs, int32_t input_count, edgec_tensor* outputs,
+           int32_t output_count) {
     const size_t n = plan().inputs.size(), m = plan().outputs.size();
     if (static_cast<size_t>(input_count) != n || (n > 0 && inputs == nullptr))
       throw Error(Code::kInputName, "", std::to_string(input_count) + " inputs, not " + std::to_string(n));
@@ -144,8 +151,16 @@ struct edgec_session {
       shapes.emplace_back(t.shape, static_cast<size_t>(t.rank));
       in.push_back(t.data);
     }
+    edgec::Executor::Request request;
+    std::vector<int64_t> slots;
+    if (options != nullptr && options->slots != nullptr) {
+      slots.assign(options->slots, options->slots + std::max(options->slot_count, 0));
+      request.slots = &slots;
+    }
+    for (int32_t i = 0; options != nullptr && i < options->parameter_count; ++i)
+      request.parameters.emplace_back(options->parameter_names[i], options->parameter_values[i]);
     const std::lock_guard held(executor->mutex());
-    edgec::Binding& binding = executor->bind(shapes);
+    edgec::Binding& binding = executor->bind(shapes, request);
     if (!results) results = std::make_unique<edgec::Block[]>(m);
     for (size_t i = 0; i < m; ++i) {
       const int32_t value = plan().outputs[i].value;
@@ -202,8 +217,20 @@ int32_t edgec_output(const edgec_session* session, int32_t index, edgec_port* po
   return guarded([&] { session->describe(session->plan().outputs, index, port); });
 }
 
-int32_t edgec_run(edgec_session* session, const edgec_tensor* inputs, int32_t input_count, edgec_tensor* outputs,
-                  int32_t output_count) {
-  return guarded([&] { session->run(inputs, input_count, outputs, output_count); });
+int32_t edgec_reserve(edgec_session* session, int64_t slots, int64_t capacity) {
+  return guarded([&] { session->with_states([&](edgec::States& states) { states.reserve(slots, capacity); }); });
+}
+
+int32_t edgec_length(edgec_session* session, int64_t slot, int64_t* length) {
+  return guarded([&] { session->with_states([&](edgec::States& states) { *length = states.length(slot); }); });
+}
+
+int32_t edgec_set_length(edgec_session* session, int64_t slot, int64_t n) {
+  return guarded([&] { session->with_states([&](edgec::States& states) { states.set_length(slot, n); }); });
+}
+
+int32_t edgec_run(edgec_session* session, const edgec_run_options* options, const edgec_tensor* inputs,
+                  int32_t input_count, edgec_tensor* outputs, int32_t output_count) {
+  return guarded([&] { session->run(options, inputs, input_count, outputs, output_count); });
 }
 }

@@ -66,10 +66,28 @@ int32_t edgec_output_count(const edgec_session* session);
 int32_t edgec_input(const edgec_session* session, int32_t index, edgec_port* port);
 int32_t edgec_output(const edgec_session* session, int32_t index, edgec_port* port);
 
-/* Runs once. inputs: one for each of the session's inputs, in their order; dtype, rank and shape are checked.
- * outputs: room for one for each output; their data belongs to the session and lasts until its next run or close. */
-int32_t edgec_run(edgec_session* session, const edgec_tensor* inputs, int32_t input_count, edgec_tensor* outputs,
-                  int32_t output_count);
+/* Language models keep their key-value caches in the session: a slot is one sequence. reserve() makes `slots` of them,
+ * each with room for `capacity` tokens (memory is used as they grow); what they hold stays unless the capacity changes.
+ * set_length() forgets all but a slot's first n tokens. */
+int32_t edgec_reserve(edgec_session* session, int64_t slots, int64_t capacity);
+int32_t edgec_length(edgec_session* session, int64_t slot, int64_t* length);
+int32_t edgec_set_length(edgec_session* session, int64_t slot, int64_t n);
+
+/* slots: of each row of the batch, which it continues (NULL: every row starts from an empty cache). parameters: by
+ * name, such as "logits": for how many of the last positions logits are wanted; those not named take their default. */
+typedef struct edgec_run_options {
+  const int64_t* slots;
+  int32_t slot_count;
+  int32_t parameter_count;
+  const char* const* parameter_names;
+  const int64_t* parameter_values;
+} edgec_run_options;
+
+/* Runs once. options: NULL for none. inputs: one for each of the session's inputs, in their order; dtype, rank and
+ * shape are checked. outputs: room for one for each output; their data belongs to the session and lasts until its next
+ * run or close. */
+int32_t edgec_run(edgec_session* session, const edgec_run_options* options, const edgec_tensor* inputs,
+                  int32_t input_count, edgec_tensor* outputs, int32_t output_count);
 
 #ifdef __cplusplus
 }

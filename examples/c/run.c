@@ -36,11 +36,11 @@ static int fail(const char* what) {
 }
 
 int main(int argc, char** argv) {
-  if (argc < 2) {
+  const long size = argc > 2 ? strtol(argv[2], NULL, 10) : 1;
+  if (argc < 2 || size < 0 || size > 1 << 20) {
     fprintf(stderr, "usage: %s MODEL.edgec [SIZE]\n", argv[0]);
     return 2;
   }
-  const long size = argc > 2 ? strtol(argv[2], NULL, 10) : 1;
   edgec_session* session;
   if (edgec_open(argv[1], 0, &session)) return fail("edgec_open");
 
@@ -56,7 +56,7 @@ int main(int argc, char** argv) {
     in[i].data = malloc(count(&in[i]) * kSizes[port.dtype] + 1);
     fill(&in[i]);
   }
-  if (edgec_run(session, in, n_in, out, n_out)) return fail("edgec_run");
+  if (edgec_run(session, NULL, in, n_in, out, n_out)) return fail("edgec_run");
 
   for (int i = 0; i < n_out; ++i) {
     edgec_port port;

@@ -37,7 +37,7 @@ class Options:
     group: int = 32
     activations: str = "int8"
     dims: Mapping[str, Any] = field(default_factory=dict)
-    kv_cache: str = "exposed"
+    kv_cache: str = "fp32"
     max_context: int | None = None
 
     def check(self) -> None:
@@ -228,6 +228,7 @@ class Build:
                 _describe(name, n, dims=self.graph.parameters) for name, n in self.graph.outputs if name not in kept
             ],
             "symbols": {k: list(v) for k, v in self.graph.symbols.items()},
+            "states": self._states(),
             "options": r.options,
             **({} if self.lm is None else {"lm": self.lm}),
             "report": {
@@ -244,6 +245,17 @@ class Build:
         self._memory(out)
         self._done()
         return r
+
+    def _states(self) -> list[dict]:
+        """What the session keeps: the source's names, and the shape of a cache without a token."""
+        assert self.graph is not None
+        inputs, outputs = {n["name"]: n for n in self.graph.inputs}, dict(self.graph.outputs)
+        found = []
+        for past, present in self.graph.states:
+            axis = outputs[present]["axis"]
+            shape = [0 if i == axis else format_dim(d) for i, d in enumerate(inputs[past].shape)]
+            found.append({"past": past, "present": present, "empty": shape})
+        return found
 
     def _memory(self, out: str | os.PathLike) -> None:
         """The arena's size, from the runtime itself: only where the artifact is for this machine."""
@@ -288,7 +300,7 @@ def build(
     weights: str = "int4",
     group: int = 32,
     activations: str = "int8",
-    kv_cache: str = "exposed",
+    kv_cache: str = "fp32",
     max_context: int | None = None,
     dims: Mapping[str, Any] | None = None,
     constants: Mapping[str, np.ndarray] | None = None,

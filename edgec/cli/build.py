@@ -34,6 +34,8 @@ def build(
     weights: Literal["int4", "int8", "fp32"] = "int4",
     group: int = 32,
     activations: Literal["int8", "fp32"] = "int8",
+    kv_cache: Literal["fp32", "int8", "exposed"] = "fp32",
+    max_context: int | None = None,
     dim: tuple[str, ...] = (),
     const: tuple[str, ...] = (),
     calib: Path | None = None,
@@ -58,6 +60,10 @@ def build(
         Weights that share a scale.
     activations
         int8 quantizes activations of quantized products at run time.
+    kv_cache
+        A language model's keys and values: kept by the session in fp32 or int8, or exposed as inputs and outputs.
+    max_context
+        Tokens that a kept cache has room for; by default what the model's configuration says, else 4096.
     dim
         NAME=SIZE fixes a symbolic dim, NAME=LO..HI bounds it; repeat it for several. An unnamed dim is INPUT.AXIS.
     const
@@ -92,6 +98,8 @@ def build(
             weights=weights,
             group=group,
             activations=activations,
+            kv_cache=kv_cache,
+            max_context=max_context,
             dims=parse_dims(dim),
             constants=constants,
             out=out,
@@ -186,7 +194,7 @@ def _check(model: Path, artifact: Path, consts: dict, calib: Path | None) -> dic
         source = compare.Source(model, consts)
         given = (str(calib),) if calib is not None and calib.suffix == ".npz" else ()
         sizes, feeds = sampling.feeds_for(session, given, {}, seed=0)
-        wanted = source.run(feeds)
+        wanted = source.run(feeds | source.empty_caches(session.manifest, sizes))
     except EdgecError as error:
         return {"skipped": str(error)}
     got = session(**feeds)
@@ -216,6 +224,8 @@ def _show(found: dict[str, Any], out: Path) -> None:
             ("time", f"{found['seconds']:.1f} s"),
         )
     )
+    for line in found["notes"]:
+        print(f"note: {line}")
     for line in found["untuned"][:5]:
         print(f"untuned: {line}")
 

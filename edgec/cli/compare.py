@@ -41,15 +41,29 @@ class Source:
             self._session = onnxruntime_session(path, content=content)
             self.inputs = {i.name for i in self._session.get_inputs()}
             self.outputs = [o.name for o in self._session.get_outputs()]
-            kinds = {i.name: _NUMPY.get(i.type) for i in self._session.get_inputs()}
-            self.consts = {k: v.astype(kinds.get(k) or v.dtype) for k, v in self.consts.items()}
+            self.dtypes = {i.name: _NUMPY.get(i.type) for i in self._session.get_inputs()}
+            self.consts = {k: v.astype(self.dtypes.get(k) or v.dtype) for k, v in self.consts.items()}
         else:
             from edgec import frontend
+            from edgec.ir.types import numpy_dtype
 
             self.by = "the reference evaluator"
             self._graph = frontend.load(path, constants=self.consts)
             self.inputs = {n["name"] for n in self._graph.inputs}
+            self.dtypes = {n["name"]: numpy_dtype(n.dtype) for n in self._graph.inputs}
             self.outputs = [name for name, _ in self._graph.outputs]
+
+    def empty_caches(self, manifest: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
+        """The source's inputs that the artifact keeps itself: caches without a token."""
+        import numpy as np
+
+        from edgec.testing.inputs import size_of
+
+        return {
+            state["past"]: np.zeros([size_of(d, sizes) for d in state["empty"]], self.dtypes[state["past"]])
+            for state in manifest.get("states", ())
+            if state["past"] in self.inputs
+        }
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         """Outputs by name. Raises EdgecError EC1604 where the source does not take these inputs."""

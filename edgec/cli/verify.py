@@ -91,9 +91,10 @@ def _weights(manifest: dict) -> str:
 
 
 def _same_outputs(session, source) -> None:
-    mine = [o.name for o in session.outputs]
-    if mine != list(source.outputs):
-        reason = f"the artifact's outputs are {', '.join(mine)}, the model's {', '.join(source.outputs)}"
+    kept = {state["present"] for state in session.manifest.get("states", ())}
+    mine, theirs = [o.name for o in session.outputs], [name for name in source.outputs if name not in kept]
+    if mine != theirs:
+        reason = f"the artifact's outputs are {', '.join(mine)}, the model's {', '.join(theirs)}"
         raise EdgecError("EC1001", reason, "--against", "Give the model that the artifact was built from")
     lacking = [i.name for i in session.inputs if i.name not in source.inputs]
     if lacking:
@@ -118,10 +119,11 @@ def _trials(session, source, given: tuple[str, ...], dims: dict, count: int, see
 
     def attempt(sizes: dict[str, int]):
         made = feeds | random_inputs(missing, sizes, hints, seed)
-        want = source.run(made)
+        full = made | source.empty_caches(session.manifest, sizes)
+        want = source.run(full)
         # what the source takes, the artifact must take: its refusal is a failure, not a size to pass over
         try:
-            return session(**made), want, made
+            return session(**made), want, full
         except EdgecError as error:
             at = ", ".join(f"{k}={v}" for k, v in sizes.items())
             raise EdgecError(

@@ -247,6 +247,7 @@ def _kept(graph: Graph, caches: list[Cache], dtype: str) -> Graph:
         x, layout = cache.new, cache.layout
         if x.op == "transpose" and x["perm"] == _SWAP:
             x, layout = x.inputs[0], "bshd" if layout == "bhsd" else "bhsd"
+        x = _in_f32(x)
         appended[cache] = b.cache_append(past, x, axis=cache.axis, layout=layout, dtype=dtype)
         new[cache.past] = past
         _lengths(cache.output.inputs[0] if cache.output.op == "cast" else cache.output, cache.layout, cache)
@@ -278,7 +279,12 @@ def _attention(node: Node, by_root: Mapping[Node, Cache], appended: Mapping[Cach
     if steps == 1:
         attrs["causal"] = True
     attrs |= {"k_layout": key.layout, "v_layout": value.layout}
-    return b.attention(q, appended[key], appended[value], mask, **attrs)
+    y = b.attention(_in_f32(q), appended[key], appended[value], None if mask is None else _in_f32(mask), **attrs)
+    return y if node.dtype == "f32" else b.cast(y, dtype=node.dtype)
+
+
+def _in_f32(x: Node) -> Node:
+    return x if x.dtype == "f32" else b.cast(x, dtype="f32")
 
 
 def is_ragged(graph: Graph) -> bool:

@@ -6,14 +6,16 @@ import hashlib
 import importlib.util
 import math
 import os
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgec.cache import Store
 from edgec.errors import EdgecError
 from edgec.ir.dims import evaluate, format_dim, substitute
 from edgec.ir.node import Graph, Node
@@ -25,7 +27,7 @@ from edgec.testing.inputs import input_ranges
 PHASES = ("import", "rewrite", "quantize", "lower", "write")
 WEIGHTS = ("int4", "int8", "fp32")
 KV_CACHES = ("fp32", "int8", "exposed")
-Progress = Callable[[str, float], None]  # (phase, seconds since the build began)
+Progress = Callable[..., None]  # (phase, seconds since the build began, share of the phase done or None)
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Options:
     dims: Mapping[str, Any] = field(default_factory=dict)
     kv_cache: str = "fp32"
     max_context: int | None = None
+    embedding: int = 8
 
     def check(self) -> None:
         if self.weights not in WEIGHTS:
@@ -51,6 +54,8 @@ class Options:
             raise EdgecError("EC1001", f"{self.kv_cache!r} is none of {', '.join(KV_CACHES)}", "--kv-cache")
         if self.max_context is not None and self.max_context < 1:
             raise EdgecError("EC1001", f"{self.max_context} is no number of tokens", "--max-context")
+        if self.embedding not in (4, 8):
+            raise EdgecError("EC1001", f"{self.embedding} is neither 4 nor 8", "--embedding")
 
 
 @dataclass
@@ -63,6 +68,7 @@ class BuildReport:
     (symbols at `sample`).
     arena_bytes and values_bytes: peak of the arena, and the sum of all values, at `sample`.
     notes: what a user should know of a language model: its cache, and why it is none that the session keeps.
+    cached_bytes: of the encoded weights, those that an earlier build had made. peak_rss_bytes: of this process so far.
     """
 
     path: str | None = None
@@ -77,6 +83,8 @@ class BuildReport:
     values_bytes: int = 0
     sample: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    cached_bytes: int = 0
+    peak_rss_bytes: int = 0
     phases: dict[str, float] = field(default_factory=dict)
     options: dict = field(default_factory=dict)
     stopped_after: str | None = None
@@ -95,11 +103,18 @@ def source_size(path: str | os.PathLike) -> int:
 class Build:
     """One build, phase by phase; `graph` is the current one."""
 
-    def __init__(self, options: Options, progress: Progress | None = None, dump_ir: str | os.PathLike | None = None):
+    def __init__(
+        self,
+        options: Options,
+        progress: Progress | None = None,
+        dump_ir: str | os.PathLike | None = None,
+        store: Store | None = None,
+    ):
         options.check()
         from edgec import targets
 
-        self.options, self.progress = options, progress or (lambda phase, seconds: None)
+        self.options, self.progress = options, progress or (lambda phase, seconds, share=None: None)
+        self.store = store or Store()
         self.target = targets.load(options.target)
         self.dump_ir = None if dump_ir is None else Path(dump_ir)
         self.started = time.perf_counter()
@@ -119,6 +134,9 @@ class Build:
     def _phase(self, name: str) -> None:
         self.progress(name, time.perf_counter() - self.started)
         self._phase_name, self._phase_at = name, time.perf_counter()
+
+    def _share(self, done: int, total: int) -> None:
+        self.progress(self._phase_name, time.perf_counter() - self.started, done / max(total, 1))
 
     def _done(self) -> None:
         self.report.phases[self._phase_name] = time.perf_counter() - self._phase_at
@@ -149,10 +167,12 @@ class Build:
 
     def rewrite(self) -> Graph:
         from edgec import rewrites
+        from edgec.rewrites.widen import widen
 
         assert self.graph is not None
         self._phase("rewrite")
-        self.graph = rewrites.run(rewrites.one_length(self.graph), rewrites.PHASES, dump=self.dump)
+        graph = widen(self.graph) if self.options.weights != "fp32" else self.graph
+        self.graph = rewrites.run(rewrites.one_length(graph), rewrites.PHASES, dump=self.dump)
         self.graph, self.lm, self.report.notes = rewrites.as_decoder(
             self.graph, self.options.kv_cache, self.options.max_context
         )
@@ -171,8 +191,15 @@ class Build:
         from edgec.rewrites.quantize import quantize
 
         self.graph, self.report.weights = quantize(
-            self.graph, weights=o.weights, group=o.group, activations=o.activations
+            self.graph,
+            weights=o.weights,
+            group=o.group,
+            activations=o.activations,
+            embedding=o.embedding,
+            store=self.store,
+            tick=self._share,
         )
+        self.report.cached_bytes = self.store.bytes_found
         verify(self.graph)
         self.dump("quantize", self.graph)
         self._done()
@@ -239,8 +266,9 @@ class Build:
                 "sample": r.sample,
             },
         }
-        pieces = ((ALIGN, blob.load()) for blob in low.blobs)
+        pieces = self._pieces(ALIGN)
         write_artifact(out, plan=low.plan.encode(), manifest=manifest, code=low.code or None, weights=pieces)
+        self.store.prune()
         r.path, r.artifact_bytes = str(out), Path(out).stat().st_size
         self._memory(out)
         self._done()
@@ -257,18 +285,44 @@ class Build:
             found.append({"past": past, "present": present, "empty": shape})
         return found
 
+    def _pieces(self, alignment: int) -> Iterator[tuple[int, np.ndarray]]:
+        """What weights.bin holds, a piece at a time."""
+        total, done = sum(blob.nbytes for blob in self.lowered.blobs), 0
+        for blob in self.lowered.blobs:
+            begin, align = done, alignment
+            for piece in blob.pieces():
+                yield align, piece
+                done, align = done + piece.nbytes, 1
+                self._share(done, total)
+            assert done - begin == blob.nbytes, "a constant has another size than its type says"
+
     def _memory(self, out: str | os.PathLike) -> None:
         """The arena's size, from the runtime itself: only where the artifact is for this machine."""
         from edgec.runtime.session import load
 
         try:
-            memory = load(out, threads=1).memory(self.report.sample)
+            memory = load(out, threads=1, check=False).memory(self.report.sample)
         except EdgecError as error:
             # for another CPU, or the sample is no size that the model takes
             if error.code not in ("EC1506", "EC1603", "EC1604"):
                 raise
         else:
             self.report.arena_bytes, self.report.values_bytes = memory["arena_bytes"], memory["temp_bytes"]
+
+
+def cache_folder() -> Path:
+    """Where encoded weights are kept: $EDGEC_CACHE_DIR, or the platform's folder for caches."""
+    import platformdirs
+
+    return Path(os.environ.get("EDGEC_CACHE_DIR") or Path(platformdirs.user_cache_dir("edgec")) / "weights")
+
+
+def peak_rss() -> int:
+    """The largest resident size that this process has had, bytes, as the system counts it."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _describe(name: str, node: Node, bounds: tuple[int, int] | None = None, dims: Mapping[str, Any] = {}) -> dict:
@@ -302,11 +356,13 @@ def build(
     activations: str = "int8",
     kv_cache: str = "fp32",
     max_context: int | None = None,
+    embedding: int = 8,
     dims: Mapping[str, Any] | None = None,
     constants: Mapping[str, np.ndarray] | None = None,
     out: str | os.PathLike | None = None,
     stop_after: str | None = None,
     dump_ir: str | os.PathLike | None = None,
+    cache: bool | str | os.PathLike = False,
     progress: Progress | None = None,
 ) -> BuildReport:
     """Compiles an ONNX model into an artifact.
@@ -316,19 +372,24 @@ def build(
     session) or "exposed" (inputs and outputs). max_context: tokens that a kept cache may hold.
     out: default the model's name with .edgec. stop_after: one of PHASES; nothing is written unless it is the last.
     Raises EdgecError; a failed build leaves nothing behind.
+    name. constants: values of inputs that are fixed at build. out: default the model's name with .edgec. stop_after:
+    one of PHASES; nothing is written unless it is the last. embedding: bits of tables (and of the head that is tied to
+    one) under int4. cache: True or a folder keeps encoded weights for later builds, so that one that was interrupted
+    goes on where it was. Raises EdgecError; a failed build leaves nothing behind but that.
     """
     for package in ("onnx", "onnx_ir", "tvm"):
         if importlib.util.find_spec(package) is None:
             raise EdgecError("EC1002", f"building needs {package}", hint="Install it: pip install 'edgec[build]'")
     if stop_after is not None and stop_after not in PHASES:
         raise EdgecError("EC1001", f"{stop_after!r} is none of {', '.join(PHASES)}", "--stop-after")
-    options = Options(target, weights, group, activations, dict(dims or {}), kv_cache, max_context)
-    job = Build(options, progress, dump_ir)
+    options = Options(target, weights, group, activations, dict(dims or {}), kv_cache, max_context, embedding)
     is_path = isinstance(model, (str, os.PathLike))
     if out is None:
         if not is_path:
             raise EdgecError("EC1001", "a model that is not a file needs a name for the artifact", "out")
         out = Path(model).with_suffix(".edgec")
+    folder = cache_folder() if cache is True else Path(cache) if cache else None
+    job = Build(options, progress, dump_ir, Store(folder, Path(out).parent))
     job.load(model, constants)
     steps: dict[str, Callable] = {"import": lambda: None, "rewrite": job.rewrite, "quantize": job.quantize,
                                   "lower": job.lower, "write": lambda: job.write(out)}  # fmt: skip
@@ -338,6 +399,7 @@ def build(
             break
     job.report.stopped_after = stop_after
     job.report.source_bytes = source_size(model) if is_path else 0
+    job.report.peak_rss_bytes = peak_rss()
     return job.report
 
 

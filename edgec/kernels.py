@@ -68,6 +68,12 @@ def formats() -> dict[str, Format]:
     return {entry["name"]: Format(**entry) for entry in _k.formats()}
 
 
+@cache
+def threads() -> int:
+    """As many as affinity, cgroup quota and big cores allow."""
+    return _core.default_threads()
+
+
 def _call(where: str, function, *args):
     try:
         return function(*args)
@@ -77,13 +83,15 @@ def _call(where: str, function, *args):
 
 
 def format_name(bits: int = 4, group: int = 32, symmetric: bool = True, op: str = "linear") -> str:
-    """Name of the packed format for an encoding, e.g. "s4g32n16k4". bits 32: fp32 panels.
+    """Name of the packed format for an encoding, e.g. "s4g32n16k4". bits 32: fp32 panels. op: what reads it; gather
+    reads those of linear as well, but rows of their own are the better format where only it does.
 
     Raises EC1001 if there is none.
     """
-    for f in formats().values():
-        if (f.bits, f.op) == (bits, op) and (bits == 32 or (f.group, f.symmetric) == (group, symmetric)):
-            return f.name
+    for wanted in (op, "linear"):
+        for f in formats().values():
+            if (f.bits, f.op) == (bits, wanted) and (bits == 32 or (f.group, f.symmetric) == (group, symmetric)):
+                return f.name
     raise EdgecError("EC1001", f"no packed format has {bits} bits, group {group}, symmetric {symmetric}", where=op)
 
 
@@ -114,6 +122,20 @@ def dequantize(q: np.ndarray, scale: np.ndarray, zero: np.ndarray | None = None,
     if zero is not None:
         value -= zero[:, index]
     return value * scale.astype(np.float32)[:, index]
+
+
+def encode(
+    w: np.ndarray, format: str, search: bool = True, importance: np.ndarray | None = None, threads: int = 1
+) -> tuple[np.ndarray, float, float]:
+    """`quantize` and `pack` of w [N, K] float32 (contiguous) in one pass: (bytes, sum of squared errors, sum of
+    squares). The bytes of blocks of rows follow each other: those of all but the last must be multiples of 16."""
+    return _call("encode", _k.encode, w, format, search, importance, threads)
+
+
+def to_float(x: np.ndarray, threads: int = 1) -> np.ndarray:
+    """x [R, C] of float16, bfloat16 or float32 with any strides (a transposed one too) as contiguous float32."""
+    bf16 = x.dtype.name == "bfloat16"
+    return _call("to_float", _k.to_float, x.view(np.uint16) if bf16 else x, bf16, threads)
 
 
 def packed_nbytes(format: str, n: int, k: int) -> int:
@@ -223,7 +245,7 @@ def gather(
     threads: int = 1,
     kernel: str | None = None,
 ) -> np.ndarray:
-    """Dequantized rows of a packed table [rows, dim]: float32 [*indices.shape, dim].
+    """Dequantized rows of a packed weight [rows, dim] of any format: float32 [*indices.shape, dim].
 
     Raises EC1605 for an index out of [-rows, rows).
     """

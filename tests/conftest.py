@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import os
 import pathlib
+import shutil
+import tempfile
 from collections.abc import Callable
 
 import pytest
@@ -14,6 +17,9 @@ from hypothesis import settings
 settings.register_profile("ci", derandomize=True, deadline=None)
 if os.environ.get("CI"):
     settings.load_profile("ci")
+# what tests build stays out of the user's cache
+os.environ["EDGEC_CACHE_DIR"] = tempfile.mkdtemp(prefix="edgec-test-cache-")
+atexit.register(shutil.rmtree, os.environ["EDGEC_CACHE_DIR"], ignore_errors=True)
 
 _spec = importlib.util.spec_from_file_location("fetch_models", pathlib.Path(__file__).with_name("fetch_models.py"))
 fetch_models = importlib.util.module_from_spec(_spec)

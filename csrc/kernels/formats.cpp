@@ -131,7 +131,10 @@ void pack_panels(const Format& f, const void* q, const uint16_t* scale, const ui
     if (f.family == Family::kF32N16) {
       const float* w = static_cast<const float*>(q) + column * k;
       float* to = reinterpret_cast<float*>(out + p * s.panel_bytes);
-      for (int64_t c = 0; c < valid; ++c) {
+      for (int64_t i = 0; i < k && valid == kPanel; ++i) {
+        for (int64_t c = 0; c < kPanel; ++c) to[i * kPanel + c] = w[c * k + i];
+      }
+      for (int64_t c = 0; c < valid && valid < kPanel; ++c) {
         for (int64_t i = 0; i < k; ++i) to[i * kPanel + c] = w[c * k + i];
       }
       continue;
@@ -196,6 +199,19 @@ void unpack_panels(const Format& f, const void* packed, int64_t n, int64_t k, in
           }
         });
   }
+}
+
+void unpack_block(const Format& f, const void* packed, int64_t k, int64_t row, int64_t block, uint8_t q[32],
+                  uint16_t* scale, int* zero) {
+  const Shape s = shape_of(f, k);
+  const int64_t c = row % kPanel, g = block / s.group_blocks;
+  const int64_t header =
+      row / kPanel * s.panel_bytes + g * header_bytes(f.family) + g * s.group_blocks * data_bytes(f.family);
+  const uint8_t* in = static_cast<const uint8_t*>(packed) + header;
+  std::memcpy(scale, in + 2 * c, 2);
+  *zero = f.symmetric ? 0 : in[32 + c / 2] >> (c % 2 * 4) & 15;
+  in += header_bytes(f.family) + (block - g * s.group_blocks) * data_bytes(f.family);
+  get_column(in, f.bits == 8, f.symmetric ? kEights : 0, c, q);
 }
 
 }  // namespace edgec::kernels

@@ -21,3 +21,33 @@ static void gather_s8row(const Format& format, const void* packed, int64_t rows,
     }
   }
 }
+
+// A row of a weight that a product reads in panels: a tied table.
+static void gather_panel_row(const Format& format, const void* packed, int64_t dim, int64_t row, float* out) {
+  if (format.family == Family::kF32N16) {
+    const float* from = static_cast<const float*>(packed) + row / kPanel * kPanel * dim + row % kPanel;
+    for (int64_t d = 0; d < dim; ++d) out[d] = from[d * kPanel];
+    return;
+  }
+  for (int64_t d = 0; d < dim; d += kBlock) {
+    uint8_t q[kBlock];
+    uint16_t bits;
+    int zero;
+    unpack_block(format, packed, dim, row, d / kBlock, q, &bits, &zero);
+    const float scale = half_to_float(bits);
+    for (int64_t i = 0; i < kBlock && d + i < dim; i += 8) {
+      i8x8 v;
+      __builtin_memcpy(&v, q + i, 8);
+      const f32x8 value = __builtin_convertvector(v, f32x8) - static_cast<float>(zero);
+      store_n(out + d + i, value * scale, dim - d - i);
+    }
+  }
+}
+
+static void gather_packed(const Format& format, const void* packed, int64_t rows, int64_t dim, const int64_t* indices,
+                          int64_t begin, int64_t end, float* out) {
+  if (format.family == Family::kS8Row) return gather_s8row(format, packed, rows, dim, indices, begin, end, out);
+  for (int64_t i = begin; i < end; ++i) {
+    gather_panel_row(format, packed, dim, indices[i] + (indices[i] < 0 ? rows : 0), out + i * dim);
+  }
+}

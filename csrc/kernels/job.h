@@ -76,6 +76,7 @@ struct IsaOps {
   void (*gather)(const Format&, const void* packed, int64_t rows, int64_t dim, const int64_t* indices, int64_t begin,
                  int64_t end, float* out);
   void (*quantize)(const QuantizeArgs&, int64_t row_begin, int64_t row_end);
+  void (*widen)(const WidenArgs&, int64_t row_begin, int64_t row_end);
   void (*math)(Activation act, const float* x, int64_t n, float* y);  // for tests of the stated bounds
   int64_t (*attention_floats)(const AttentionArgs&);
 };

@@ -160,6 +160,10 @@ void quantize_rows(const QuantizeArgs& args, int64_t row_begin, int64_t row_end,
   ops_or_best(ops).quantize(args, row_begin, row_end);
 }
 
+void widen_rows(const WidenArgs& args, int64_t row_begin, int64_t row_end, const IsaOps* ops) {
+  ops_or_best(ops).widen(args, row_begin, row_end);
+}
+
 void apply_activation(Activation act, const float* x, int64_t n, float* y, const IsaOps* ops) {
   ops_or_best(ops).math(act, x, n, y);
 }

@@ -68,6 +68,10 @@ void pack_panels(const Format& format, const void* q, const uint16_t* scale, con
                  int64_t panel_begin, int64_t panel_end, void* packed);
 void unpack_panels(const Format& format, const void* packed, int64_t n, int64_t k, int64_t panel_begin,
                    int64_t panel_end, void* q, uint16_t* scale, uint8_t* zero);
+// Of a quantized weight in panels (not kS8Row, not kF32N16): the 32 integers of one row from k = 32 * block on
+// (unspecified beyond K), their scale's bits and their zero point (symmetric: 0).
+void unpack_block(const Format& format, const void* packed, int64_t k, int64_t row, int64_t block, uint8_t q[32],
+                  uint16_t* scale, int* zero);
 
 // Everything but linear for one instruction set; `name` is any of its entries in the table ("" chooses the best of this
 // CPU). Null: unknown, or this CPU cannot run it. Where a call takes one, null stands for the best.
@@ -85,8 +89,18 @@ struct QuantizeArgs {
   int8_t* q;                // [n, k] s8 when symmetric, u8 otherwise
   uint16_t* scale;          // f16 bits [n, groups]
   uint8_t* zero;            // [n, groups], asymmetric only
+  double* error = nullptr;  // [n, 2] each row's sum of squared errors and of squares, or null
 };
 void quantize_rows(const QuantizeArgs& args, int64_t row_begin, int64_t row_end, const IsaOps* ops = nullptr);
+
+// y[r, c] = x[r * row_stride + c * column_stride] (strides in elements), y f32 with contiguous rows of `columns`.
+struct WidenArgs {
+  const void* x;
+  enum Type : int32_t { kF16, kBF16, kF32 } type;
+  int64_t columns, row_stride, column_stride;
+  float* y;
+};
+void widen_rows(const WidenArgs& args, int64_t row_begin, int64_t row_end, const IsaOps* ops = nullptr);
 
 // ---- linear: y = act(norm(x) @ W.T + bias) + residual ----
 
@@ -166,7 +180,8 @@ struct AttentionArgs {
 size_t attention_scratch_bytes(const AttentionArgs& args, int workers);
 void attention_f32(const AttentionArgs& args, const ParallelFor& pool, void* scratch, const IsaOps* ops = nullptr);
 
-// out[i] = dequantized row indices[i] of a packed table of kS8Row format; false: an index is out of [-rows, rows).
+// out[i] = dequantized row indices[i] of a packed [rows, dim] weight of any format; false: an index is out of
+// [-rows, rows).
 bool gather_rows(const Format& format, const void* packed, int64_t rows, int64_t dim, const int64_t* indices,
                  int64_t count, float* out, const ParallelFor& pool, const IsaOps* ops = nullptr);
 

@@ -37,7 +37,7 @@ EDGEC_INLINE void try_candidate(GroupFit* g, float inverse, int zero, float low,
 }
 
 static void quantize_group(const QuantizeArgs& args, const float* w, const float* importance, int64_t count, int8_t* q,
-                           uint16_t* scale, uint8_t* zero_out) {
+                           uint16_t* scale, uint8_t* zero_out, double* error) {
   const int levels = 1 << args.bits;
   const float low = args.symmetric ? static_cast<float>(args.bits == 8 ? -127 : -levels / 2) : 0.0f;
   const float high = static_cast<float>(args.symmetric ? levels / 2 - 1 : levels - 1);
@@ -98,9 +98,18 @@ static void quantize_group(const QuantizeArgs& args, const float* w, const float
   const float inverse = stored != 0.0f ? 1.0f / stored : 0.0f;
   if (zero_out) *zero_out = static_cast<uint8_t>(zero);
   const float from = low - static_cast<float>(zero), to = high - static_cast<float>(zero);
+  f32x8 noise = splat(0.0f), signal = splat(0.0f);
   for (int64_t i = 0; i < count; i += 8) {
-    const i32x8 v = round_even(clamp(load_n(w + i, count - i) * inverse, from, to)) + zero;
+    const f32x8 x = load_n(w + i, count - i);
+    const i32x8 integer = round_even(clamp(x * inverse, from, to)), v = integer + zero;
+    const f32x8 rest = to_float(integer) * stored - x;
+    noise += rest * rest;
+    signal += x * x;
     for (int64_t j = 0; j < 8 && i + j < count; ++j) q[i + j] = static_cast<int8_t>(v[j]);
+  }
+  if (error) {
+    error[0] += static_cast<double>(sum(noise));
+    error[1] += static_cast<double>(sum(signal));
   }
 }
 
@@ -108,11 +117,12 @@ static void quantize_weights(const QuantizeArgs& args, int64_t row_begin, int64_
   const int64_t group = args.group ? args.group : args.k;
   const int64_t groups = group ? (args.k + group - 1) / group : 0;
   for (int64_t r = row_begin; r < row_end; ++r) {
+    if (args.error) args.error[2 * r] = args.error[2 * r + 1] = 0.0;
     for (int64_t g = 0; g < groups; ++g) {
       const int64_t at = g * group, count = args.k - at < group ? args.k - at : group;
       quantize_group(args, args.w + r * args.k + at, args.importance ? args.importance + at : nullptr, count,
                      args.q + r * args.k + at, args.scale + r * groups + g,
-                     args.zero ? args.zero + r * groups + g : nullptr);
+                     args.zero ? args.zero + r * groups + g : nullptr, args.error ? args.error + 2 * r : nullptr);
     }
   }
 }

@@ -152,6 +152,75 @@ Bytes pack(const std::string& name, const py::array& q, const py::object& scale,
   return out;
 }
 
+// quantize and pack of a block of rows in one pass: (bytes, sum of squared errors, sum of squares).
+py::tuple encode(const py::array_t<float, py::array::c_style>& w, const std::string& name, bool search,
+                 const py::object& importance, int threads) {
+  const ek::Format& format = format_of(name);
+  require(w.ndim() == 2, "w must be [N, K]");
+  require(format.family != ek::Family::kF32N16, "'" + name + "' is not quantized");
+  const int64_t n = w.shape(0), k = w.shape(1), groups = groups_of(format, k);
+  py::array_t<float, py::array::c_style | py::array::forcecast> h;
+  if (!importance.is_none()) {
+    h = importance;
+    require(h.ndim() == 1 && h.shape(0) == k, "importance must be [K]");
+  }
+  Bytes out(static_cast<py::ssize_t>(ek::packed_nbytes(format, n, k)));
+  const auto panel_bytes = static_cast<int64_t>(ek::packed_nbytes(format, ek::kPanel, k));
+  std::vector<double> errors(static_cast<size_t>(2 * n));
+  const Lent pool(threads);
+  uint8_t* to = out.mutable_data();
+  const float *from = w.data(), *weights = h.size() ? h.data() : nullptr;
+  double noise = 0.0, signal = 0.0;
+  {
+    py::gil_scoped_release release;
+    ek::parallel(pool.lend, ek::panels(n), 1 + 4096 / (1 + k), [&](int64_t begin, int64_t end, int) {
+      std::vector<int8_t> q(static_cast<size_t>(ek::kPanel * k));
+      std::vector<uint16_t> scale(static_cast<size_t>(ek::kPanel * groups));
+      std::vector<uint8_t> zero(format.symmetric ? 0 : scale.size());
+      for (int64_t p = begin; p < end; ++p) {
+        const int64_t row = p * ek::kPanel, rows = std::min<int64_t>(ek::kPanel, n - row);
+        ek::QuantizeArgs args{from + row * k,
+                              rows,
+                              k,
+                              format.bits,
+                              format.group,
+                              format.symmetric,
+                              search,
+                              weights,
+                              q.data(),
+                              scale.data(),
+                              format.symmetric ? nullptr : zero.data(),
+                              &errors[2 * row]};
+        ek::quantize_rows(args, 0, rows);
+        ek::pack_panels(format, q.data(), scale.data(), zero.data(), rows, k, 0, 1, to + p * panel_bytes);
+      }
+    });
+    for (int64_t r = 0; r < n; ++r) noise += errors[2 * r], signal += errors[2 * r + 1];
+  }
+  return py::make_tuple(out, noise, signal);
+}
+
+// x [R, C] of f16, f32, or (as uint16) bf16, any strides, as contiguous f32.
+py::array_t<float> to_float(const py::array& x, bool bf16, int threads) {
+  const py::dtype type = x.dtype();
+  const int64_t size = type.itemsize();
+  require(x.ndim() == 2, "x must have two axes");
+  require(bf16 ? type.kind() == 'u' && size == 2 : type.kind() == 'f' && (size == 2 || size == 4),
+          "x must be of float16, bfloat16 or float32");
+  require(x.strides(0) % size == 0 && x.strides(1) % size == 0, "x is misaligned");
+  const int64_t rows = x.shape(0), columns = x.shape(1);
+  py::array_t<float> y(std::vector<py::ssize_t>{rows, columns});
+  const auto kind = bf16 ? ek::WidenArgs::kBF16 : size == 2 ? ek::WidenArgs::kF16 : ek::WidenArgs::kF32;
+  const ek::WidenArgs args{x.data(), kind, columns, x.strides(0) / size, x.strides(1) / size, y.mutable_data()};
+  const Lent pool(threads);
+  py::gil_scoped_release release;
+  // Blocks of 32 rows: whole cache lines where a matrix is turned round.
+  ek::parallel(pool.lend, (rows + 31) / 32, 1 + 2048 / (1 + columns), [&](int64_t begin, int64_t end, int) {
+    for (int64_t b = begin; b < end; ++b) ek::widen_rows(args, b * 32, std::min(rows, b * 32 + 32));
+  });
+  return y;
+}
+
 void check_packed(const ek::Format& format, const Bytes& packed, int64_t n, int64_t k) {
   require(n >= 0 && k >= 0 && n < (int64_t{1} << 40) && k < (int64_t{1} << 40), "n and k must not be negative");
   const size_t want = ek::packed_nbytes(format, n, k);
@@ -352,7 +421,6 @@ void gather(const std::string& name, const Bytes& packed, int64_t rows, int64_t 
             int threads, const std::string& kernel) {
   const ek::IsaOps* ops = ops_of(kernel);
   const ek::Format& format = format_of(name);
-  require(format.family == ek::Family::kS8Row, "'" + name + "' is not a table format");
   check_packed(format, packed, rows, dim);
   require(out.size() == indices.size() * dim, "out must be [*indices.shape, dim]");
   const Lent pool(threads);
@@ -399,6 +467,9 @@ void bind_kernels(py::module_& module) {
   py::module_ m = module.def_submodule("kernels", "Kernels and packed formats; edgec.kernels is the front.");
   m.def("quantize", &quantize);
   m.def("pack", &pack);
+  m.def("encode", &encode, py::arg("w").noconvert(), py::arg("format"), py::arg("search"), py::arg("importance"),
+        py::arg("threads"));
+  m.def("to_float", &to_float);
   m.def("unpack", &unpack);
   m.def("packed_nbytes", [](const std::string& name, int64_t n, int64_t k) {
     require(n >= 0 && k >= 0, "n and k must not be negative");

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "runtime/artifact.h"
+#include "runtime/checksum.h"
 #include "runtime/cpu.h"
 #include "runtime/error.h"
 #include "runtime/executor.h"
@@ -359,6 +360,16 @@ void bind_runtime(py::module_& m) {
 
   m.def("cpu_features", [] { return edgec::cpu_features(); }, "This CPU's features, by LLVM's names, sorted.");
   m.def("default_threads", &edgec::default_threads, "Threads that affinity, cgroup quota and big cores allow.");
+
+  m.def(
+      "checksums",
+      [](const py::buffer& data, size_t piece, int threads) {
+        const View view(data);
+        if (piece == 0) throw py::value_error("a piece must not be empty");
+        const py::gil_scoped_release release;
+        return edgec::checksums(view.bytes(), piece, threads > 0 ? threads : edgec::default_threads());
+      },
+      "64-bit checksums of pieces of a buffer.", py::arg("data"), py::arg("piece"), py::arg("threads") = 0);
 
   py::class_<edgec::Artifact>(m, "Artifact", "A memory-mapped artifact; its members are read-only memoryviews.")
       .def(py::init<const std::string&>(), py::arg("path"))

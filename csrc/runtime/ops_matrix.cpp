@@ -358,7 +358,6 @@ void gather_quantized(const KernelCall& c) {
   const Tensor &table = c.tensor(0), &index = c.tensor(1), &y = c.tensor(2);
   const int64_t rows = c.integer(4), dim = c.integer(5), count = index.size();
   const kernels::Format& format = format_of(c, 3, table, rows, dim);
-  c.require(format.family == kernels::Family::kS8Row, "its table's format is not one of rows");
   c.require(y.dtype == DType::kF32 && y.size() == count * dim, "y does not fit");
   Indices indices(c, index);
   auto* wide = reinterpret_cast<int64_t*>(c.shared_scratch());

@@ -7,17 +7,18 @@ import os
 import struct
 import tempfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from edgec import _core
 from edgec.artifact import manifest as manifests
 from edgec.errors import EdgecError
 
 ALIGNMENT = 64 * 1024
 MIMETYPE = b"application/vnd.edgec"
 _DATE = 0x0021  # 1980-01-01, as MS-DOS writes it
-_CHUNK = 1 << 22
 _LIMIT32 = 0xFFFFFFFF
 
 Buffer = bytes | bytearray | memoryview | Any
@@ -29,19 +30,19 @@ class _Entry(NamedTuple):
     size: int
     offset: int
     sha256: str
-    chunks: list[str]
+    sums: list[str]
 
     def listed(self) -> dict[str, Any]:
         """The member's entry in the manifest."""
         entry = {"size": self.size, "sha256": self.sha256}
-        return entry if self.size <= manifests.CHUNK else entry | {"chunks": self.chunks}
+        return entry if self.size <= manifests.CHUNK else entry | {"sums": self.sums}
 
 
 class _Zip:
     """Appends stored members; the sizes need not be known beforehand."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+    def __init__(self, file: BinaryIO, threads: Executor) -> None:
+        self._file, self._threads = file, threads
         self.entries: list[_Entry] = []
 
     def add(self, name: str, chunks: Iterable[Buffer], alignment: int = ALIGNMENT) -> None:
@@ -51,19 +52,15 @@ class _Zip:
         self._pad(-(self._file.tell() + header_size) % alignment)
         offset = self._file.tell()
         self._file.write(bytes(header_size))
-        size, crc, sha, pieces = 0, 0, hashlib.sha256(), []
-        for chunk in chunks:
-            view = memoryview(chunk).cast("B")
+        size, crc, sha, sums = 0, 0, hashlib.sha256(), []
+        for view in _rechunk(chunks, manifests.CHUNK):
+            hashed = self._threads.submit(sha.update, view)
+            checked = self._threads.submit(zlib.crc32, view, crc)
             self._file.write(view)
-            crc = zlib.crc32(view, crc)
-            sha.update(view)
-            while view:
-                if size % manifests.CHUNK == 0:
-                    pieces.append(hashlib.sha256())
-                part = view[: manifests.CHUNK - size % manifests.CHUNK]
-                pieces[-1].update(part)
-                size += len(part)
-                view = view[len(part) :]
+            sums.append(f"{_core.checksums(view, manifests.CHUNK, 1)[0]:016x}")
+            size += len(view)
+            hashed.result()
+            crc = checked.result()
         end = self._file.tell()
         self._file.seek(offset)
         # Sizes are always in a zip64 field, so that the header's length does not depend on them.
@@ -72,7 +69,7 @@ class _Zip:
         )
         self._file.write(encoded + struct.pack("<HHQQ", 1, 16, size, size))
         self._file.seek(end)
-        self.entries.append(_Entry(encoded, crc, size, offset, sha.hexdigest(), [p.hexdigest() for p in pieces]))
+        self.entries.append(_Entry(encoded, crc, size, offset, sha.hexdigest(), sums))
 
     def finish(self) -> None:
         start = self._file.tell()
@@ -95,19 +92,38 @@ class _Zip:
         self._file.write(bytes(count))
 
 
+def _rechunk(chunks: Iterable[Buffer], size: int) -> Iterator[memoryview]:
+    """The same bytes in pieces of `size` but the last; a piece is gone when the next is asked for."""
+    rest = bytearray()
+    for chunk in chunks:
+        view = memoryview(chunk)
+        del chunk
+        view = view if view.nbytes == 0 else view.cast("B")
+        while len(view):
+            if not rest and len(view) >= size:
+                yield view[:size]
+                view = view[size:]
+                continue
+            part = view[: size - len(rest)]
+            rest += part
+            view = view[len(part) :]
+            if len(rest) == size:
+                yield memoryview(rest)
+                rest = bytearray()
+        del view
+    if rest:
+        yield memoryview(rest)
+
+
 def _aligned(pieces: Iterable[tuple[int, Buffer]]) -> Iterable[Buffer]:
     """The pieces' bytes with zeros between them so that each begins at its alignment."""
     at = 0
     for alignment, piece in pieces:
-        view = memoryview(piece)
-        del piece
-        view = view if view.nbytes == 0 else view.cast("B")
         if gap := -at % alignment:
             yield bytes(gap)
-        for begin in range(0, view.nbytes, _CHUNK):
-            yield view[begin : begin + _CHUNK]
-        at += gap + view.nbytes
-        del view
+        at += gap + memoryview(piece).nbytes
+        yield piece
+        del piece
 
 
 def write_artifact(
@@ -122,7 +138,8 @@ def write_artifact(
     """Writes the artifact and returns its whole manifest.
 
     `weights`: (alignment in bytes, C-contiguous buffer) in the order of their offsets; taken one at a time, so they
-    need not be in memory together. `plan` holds their offsets: each is the previous end rounded up to the alignment.
+    need not be in memory together; one of alignment 1 continues the one before. `plan` holds their offsets: each is
+    the previous end rounded up to the alignment.
     `manifest`: edgec, target, inputs, outputs, report; format and members are added here. `files`: further members.
     The file appears under its name only when it is whole; after a failure nothing is left. Raises EdgecError EC1509.
     """
@@ -132,8 +149,8 @@ def write_artifact(
     except OSError as error:
         raise _cannot_write(path, error) from None
     try:
-        with os.fdopen(handle, "wb") as file:
-            archive = _Zip(file)
+        with os.fdopen(handle, "wb") as file, ThreadPoolExecutor(2) as threads:
+            archive = _Zip(file, threads)
             archive.add("mimetype", [MIMETYPE], alignment=1)
             archive.add("plan.bin", [plan])
             if code is not None:

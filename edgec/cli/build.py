@@ -36,11 +36,13 @@ def build(
     activations: Literal["int8", "fp32"] = "int8",
     kv_cache: Literal["fp32", "int8", "exposed"] = "fp32",
     max_context: int | None = None,
+    embedding: Literal[4, 8] = 8,
     dim: tuple[str, ...] = (),
     const: tuple[str, ...] = (),
     calib: Path | None = None,
     stop_after: str | None = None,
     dump_ir: Path | None = None,
+    no_cache: bool = False,
     no_check: bool = False,
     common: Common = COMMON,
 ) -> int:
@@ -64,6 +66,8 @@ def build(
         A language model's keys and values: kept by the session in fp32 or int8, or exposed as inputs and outputs.
     max_context
         Tokens that a kept cache has room for; by default what the model's configuration says, else 4096.
+    embedding
+        Bits of embedding tables under int4, and of a head that is tied to one.
     dim
         NAME=SIZE fixes a symbolic dim, NAME=LO..HI bounds it; repeat it for several. An unnamed dim is INPUT.AXIS.
     const
@@ -74,6 +78,8 @@ def build(
         Stop after this phase; nothing is written but what --dump-ir asks for.
     dump_ir
         Write the graph after each phase into this folder.
+    no_cache
+        Make all weights anew, and keep none for the next build.
     no_check
         Do not compare the artifact with the source afterwards.
     """
@@ -100,16 +106,16 @@ def build(
             activations=activations,
             kv_cache=kv_cache,
             max_context=max_context,
+            embedding=embedding,
             dims=parse_dims(dim),
             constants=constants,
             out=out,
             stop_after=stop_after,
             dump_ir=dump_ir,
+            cache=not no_cache,
             progress=progress,
         )
         check = None
-        if report.path:
-            _memory(report)
         if report.path and not no_check:
             progress("check", time.perf_counter() - start)
             check = _check(model, out, constants, calib)
@@ -144,39 +150,66 @@ def _check_target(name: str) -> None:
         raise EdgecError("EC1402", f"there is no target {name!r}", "--target", hint)
 
 
+class _Eta:
+    """How long a phase still takes, from its share done so far."""
+
+    def __init__(self) -> None:
+        self.phase, self.began = "", 0.0
+
+    def left(self, phase: str, seconds: float, share: float | None) -> float | None:
+        """Seconds; None where it cannot be told yet."""
+        if phase != self.phase:
+            self.phase, self.began = phase, seconds
+        gone = seconds - self.began
+        return gone * (1 - share) / share if share and gone > 1 else None
+
+
 @contextmanager
 def _progress(quiet: bool) -> Iterator[Any]:
-    """A callback (phase, seconds so far): a spinner on a terminal, plain lines elsewhere, nothing when quiet."""
+    """A callback (phase, seconds so far, share done): a bar on a terminal, plain lines elsewhere, nothing when quiet."""
     from edgec.cli.common import console
 
     terminal = console(stderr=True)
     if quiet:
-        yield lambda phase, seconds: None
-    elif not terminal.is_terminal:
-        import sys
+        yield lambda phase, seconds, share=None: None
+    elif terminal.is_terminal:
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-        yield lambda phase, seconds: print(f"[{seconds:6.1f} s] {phase}", file=sys.stderr, flush=True)
-    else:
-        with terminal.status("starting") as status:
+        eta = _Eta()
+        with Progress(
+            TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[left]}"),
+            console=terminal, transient=True,
+        ) as bar:  # fmt: skip
+            task = bar.add_task("starting", total=None, left="")
 
-            def show(phase: str, seconds: float) -> None:
-                terminal.print(f"[{seconds:6.1f} s] {phase}", style="dim")
-                status.update(phase)
+            def show(phase: str, seconds: float, share: float | None = None) -> None:
+                left = eta.left(phase, seconds, share)
+                if share is None:
+                    terminal.print(f"[{seconds:6.1f} s] {phase}", style="dim")
+                bar.update(task, description=phase, total=None if share is None else 1, completed=share or 0,
+                           left="" if left is None else f"{left:.0f} s left")  # fmt: skip
 
             yield show
+    else:
+        yield _lines()
 
 
-def _memory(report) -> None:
-    """Fills in the memory that the artifact needs at the report's sample of sizes, if it can be loaded here."""
-    import edgec
+def _lines(every: float = 5.0):
+    """A callback that prints a line for each phase, and for a long one every some seconds."""
+    import sys
 
-    try:
-        needed = edgec.load(report.path, threads=1).memory(report.sample)
-    except EdgecError as error:
-        if error.code not in ("EC1506", "EC1603", "EC1604"):
-            raise
-        return
-    report.arena_bytes, report.values_bytes = needed["arena_bytes"], needed["temp_bytes"]
+    eta, last = _Eta(), 0.0
+
+    def show(phase: str, seconds: float, share: float | None = None) -> None:
+        nonlocal last
+        left = eta.left(phase, seconds, share)
+        if share is not None and (left is None or seconds - last < every or share >= 1):
+            return
+        last = seconds
+        more = "" if share is None else f" {share:.0%}, {left:.0f} s left"
+        print(f"[{seconds:6.1f} s] {phase}{more}", file=sys.stderr, flush=True)
+
+    return show
 
 
 def _check(model: Path, artifact: Path, consts: dict, calib: Path | None) -> dict[str, Any]:
@@ -208,7 +241,7 @@ def _check(model: Path, artifact: Path, consts: dict, calib: Path | None) -> dic
 
 def _show(found: dict[str, Any], out: Path) -> None:
     before, after = found["source_bytes"], found["artifact_bytes"]
-    memory = None
+    memory, cached = None, found["cached_bytes"]
     if found["values_bytes"]:
         at = ", ".join(f"{k}={v}" for k, v in found["sample"].items())
         memory = f"{bytes_text(found['arena_bytes'])} peak, {bytes_text(found['values_bytes'])} without reuse"
@@ -221,7 +254,8 @@ def _show(found: dict[str, Any], out: Path) -> None:
             ("tuned", f"{found['tuned_share']:.1%} of {found['macs'] / 1e6:.1f} M multiply-accumulates"),
             ("memory", memory),
             ("error", _error_text(found["check"])),
-            ("time", f"{found['seconds']:.1f} s"),
+            ("cache", f"{bytes_text(cached)} of encoded weights from an earlier build" if cached else None),
+            ("time", f"{found['seconds']:.1f} s, {bytes_text(found['peak_rss_bytes'])} of memory at most"),
         )
     )
     for line in found["notes"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -10,7 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from edgec.errors import EdgecError
-from edgec.ir.node import Data
+from edgec.ir.data import Data, Part, full_box, sizes
 from edgec.ir.types import TensorType, numpy_dtype
 
 DTYPES = {
@@ -22,6 +23,8 @@ WIDER = {
     "INT4": "i8", "UINT4": "u8", "INT2": "i8", "UINT2": "u8", "FLOAT8E4M3FN": "f32", "FLOAT8E4M3FNUZ": "f32",
     "FLOAT8E5M2": "f32", "FLOAT8E5M2FNUZ": "f32", "FLOAT8E8M0": "f32", "FLOAT4E2M1": "f32",
 }  # fmt: skip
+
+NARROW = 1 << 11  # bytes
 
 
 def invalid(message: str, where: str | None = None, hint: str | None = None) -> EdgecError:
@@ -151,12 +154,44 @@ def _external(tensor: ir.ExternalTensor, type: TensorType, whole: bool, where: s
                       f"or too few for {type}", where, "Check that the data file was downloaded whole")  # fmt: skip
     if not whole:
         return Data.of(tensor.numpy().astype(numpy_dtype(type.dtype)))
-    key = ("file", os.path.realpath(path), status.st_size, status.st_mtime_ns, offset, str(type))
+    stamp = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    key = ("file", *stamp, offset, str(type))
+    stored = FileArray(path, offset, numpy_dtype(type.dtype), type.shape)
+    return Data(type, key, lambda: {"value": stored.read(full_box(type.shape))}, stored.read)
 
-    def load() -> dict[str, np.ndarray]:
-        if not count:
-            return {"value": np.zeros(type.shape, numpy_dtype(type.dtype))}
-        mapped = np.memmap(path, dtype=np.uint8, mode="r", offset=offset, shape=(need,))
-        return {"value": mapped.view(numpy_dtype(type.dtype)).view(np.ndarray).reshape(type.shape)}
 
-    return Data(type, key, load)
+class FileArray:
+    """An array in a file. What is read is copied: mapped pages would count as the process's memory."""
+
+    def __init__(self, path: str, offset: int, dtype: np.dtype, shape: tuple[int, ...]):
+        self.path, self.offset, self.dtype, self.shape = path, offset, dtype, shape
+
+    def read(self, box: Part) -> np.ndarray:
+        """A box of it. Raises EdgecError EC1003 where the file is gone or shorter than it was."""
+        cut = max((i for i, (s, d) in enumerate(zip(box, self.shape)) if (s.start, s.stop) != (0, d)), default=0)
+        run = math.prod(sizes(box)[cut:]) * self.dtype.itemsize
+        if cut and run < NARROW:  # reading what lies between is cheaper than a call for each piece
+            rows = self.read((*box[:cut], *full_box(self.shape[cut:])))
+            return rows[(*(slice(None) for _ in range(cut)), *box[cut:])]
+        out = np.empty(sizes(box), self.dtype)
+        if not out.size:
+            return out
+        view = memoryview(out.reshape(-1).view(np.uint8))
+        strides = [math.prod(self.shape[i + 1 :]) * self.dtype.itemsize for i in range(len(self.shape))]
+        first = self.offset + sum(s.start * stride for s, stride in zip(box, strides))
+        try:
+            with open(self.path, "rb", buffering=0) as file:
+                for i, index in enumerate(np.ndindex(*sizes(box)[:cut])):
+                    file.seek(first + sum(j * stride for j, stride in zip(index, strides)))
+                    self._fill(file, view[i * run : (i + 1) * run])
+        except OSError as error:
+            raise EdgecError("EC1003", error.strerror or str(error), self.path, "Check the path") from None
+        return out
+
+    @staticmethod
+    def _fill(file, view: memoryview) -> None:
+        while view:
+            got = file.readinto(view)
+            if not got:
+                raise OSError(None, "it became shorter while it was read")
+            view = view[got:]

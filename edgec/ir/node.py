@@ -2,83 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import struct
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from edgec.ir.data import SMALL, Data, dequantize
 from edgec.ir.dims import Dim, Expr
-from edgec.ir.types import Quantized, TensorType, Type, dtype_of
+from edgec.ir.types import TensorType, Type
 
-SMALL = 4096  # constants up to this many bytes are equal by content, larger ones by where they come from
-
-
-class Data:
-    """A handle of a constant's content; nothing is read before array() or parts() is called.
-
-    key: hashable; handles with equal keys hold equal content.
-    """
-
-    def __init__(self, type: TensorType, key, load: Callable[[], dict[str, np.ndarray]]):
-        self.type, self.key, self._load = type, key, load
-
-    def parts(self) -> dict[str, np.ndarray]:
-        """What is stored: {"value": array}, or "q" [N, K] int8 or uint8, "scale" f16 [N, groups], and "zero"
-        uint8 [N, groups] of a quantized constant, or "bytes" uint8 of a packed one."""
-        return self._load()
-
-    def array(self) -> np.ndarray:
-        """The value, dequantized."""
-        parts = self.parts()
-        return parts["value"] if "value" in parts else dequantize(parts, self.type)
-
-    def __eq__(self, other):
-        return isinstance(other, Data) and self.key == other.key
-
-    def __hash__(self):
-        return hash(self.key)
-
-    @staticmethod
-    def of(array) -> Data:
-        """A handle of an array in memory (it must not be changed afterwards)."""
-        array = np.asarray(array)
-        if not array.flags.c_contiguous:
-            array = np.ascontiguousarray(array).reshape(array.shape)
-        type = TensorType(dtype_of(array.dtype), array.shape)
-        if array.nbytes <= SMALL:
-            key: Any = (str(type), array.tobytes())
-        else:
-            key = (
-                str(type),
-                hashlib.blake2b(array.view(np.uint8) if array.ndim else array.tobytes(), digest_size=16).digest(),
-            )
-        return Data(type, key, lambda: {"value": array})
-
-    @staticmethod
-    def quantized(type: TensorType, q: np.ndarray, scale: np.ndarray, zero: np.ndarray | None = None) -> Data:
-        """A handle of a quantized constant: type.encoding says how q, scale and zero are to be read."""
-        assert type.encoding is not None and type.encoding.zero == (zero is not None)
-        parts = {"q": q, "scale": scale} | ({} if zero is None else {"zero": zero})
-        digest = hashlib.blake2b(digest_size=16)
-        for p in parts.values():
-            digest.update(np.ascontiguousarray(p).tobytes())
-        return Data(type, (str(type), digest.digest()), lambda: parts)
-
-
-def dequantize(parts: Mapping[str, np.ndarray], type: TensorType) -> np.ndarray:
-    encoding = type.encoding
-    assert isinstance(encoding, Quantized)
-    q, scale = parts["q"].astype(np.float32), parts["scale"].astype(np.float32)
-    group = encoding.group or q.shape[-1]
-    scale = np.repeat(scale, group, axis=-1)[..., : q.shape[-1]]
-    if encoding.zero:
-        q = q - np.repeat(parts["zero"].astype(np.float32), group, axis=-1)[..., : q.shape[-1]]
-    return q * scale
+__all__ = ["SMALL", "Data", "Graph", "Node", "constant", "dequantize", "infer", "make", "topological"]
 
 
 class Node:

@@ -42,11 +42,11 @@ _SAYS = {
 
 @dataclass
 class Blob:
-    """One constant of weights.bin: load() gives its bytes when they are written."""
+    """One constant of weights.bin: pieces() gives its bytes, in order, when they are written."""
 
     offset: int
     nbytes: int
-    load: Callable[[], np.ndarray]
+    pieces: Callable[[], Iterator[np.ndarray]]
 
 
 @dataclass
@@ -198,7 +198,7 @@ class Assembler:
         nbytes = int(np.prod(type.shape, dtype=np.int64)) * dtype_size(type.dtype)
         if data.key not in self.blob_at:
             self.blob_at[data.key] = self.offset
-            self.out.blobs.append(Blob(self.offset, nbytes, lambda: _bytes(data)))
+            self.out.blobs.append(Blob(self.offset, nbytes, data.pieces))
             self.offset += -(-nbytes // ALIGN) * ALIGN
         return self._value(type, Storage.CONSTANT, self.blob_at[data.key], nbytes)
 

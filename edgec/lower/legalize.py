@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 import numpy as np
 
@@ -178,11 +178,12 @@ def legalize(graph: Graph, pick: Pick) -> Graph:
     graph = fuse_norms(graph)
     new: dict[Node, Node] = {}
     kept = {past for past, _ in graph.states}
+    tied = {n.inputs[1] for n in graph.nodes() if n.op == "linear"}  # a table that a product reads too is stored once
     for node in graph.nodes():
         inputs = [None if i is None else new[i] for i in node.inputs]
         again = make(node.op, *inputs, **node.attrs)
         state = node.op == "cache_append" and inputs[0].op == "input" and inputs[0]["name"] in kept
-        out = again if state else _one(again, pick)
+        out = again if state else _one(again, pick, tied)
         new[node] = out
         origin = graph.origins.get(node)
         if origin:
@@ -195,9 +196,9 @@ def legalize(graph: Graph, pick: Pick) -> Graph:
     return graph.with_outputs([new[n] for _, n in graph.outputs])
 
 
-def _one(node: Node, pick: Pick) -> Node:
+def _one(node: Node, pick: Pick, tied: Container[Node | None] = ()) -> Node:
     if isinstance(node.type, TensorType) and node.op in F32_ONLY and node.dtype != "f32":
-        return cast(_one(_in_f32(node), pick), node.dtype)
+        return cast(_one(_in_f32(node), pick, tied), node.dtype)
     if node.op == "item":
         inner = node.inputs[0]
         assert inner is not None
@@ -214,7 +215,8 @@ def _one(node: Node, pick: Pick) -> Node:
     if node.op == "gather" and node.inputs[0] is not None and node.inputs[0].type.encoding:
         table, indices = node.inputs
         assert indices is not None
-        return make("gather", make("pack", table, format=pick(table, "gather")), cast(indices, "i64"), axis=0)
+        format = pick(table, "linear" if table in tied else "gather")
+        return make("gather", make("pack", table, format=format), cast(indices, "i64"), axis=0)
     if node.op == "cache_append":
         return _cache_append(node)
     if node.op == "conv" and node.inputs[1] is not None and node.inputs[1].type.encoding:

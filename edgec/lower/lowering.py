@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgec import kernels
+from edgec.ir.data import BLOCK
 from edgec.ir.dims import Dim
 from edgec.ir.node import Data, Graph, Node
 from edgec.ir.types import TensorType
@@ -18,6 +19,7 @@ from edgec.lower.link import link
 from edgec.lower.partition import partition
 from edgec.lower.schedule import Branch, Unit
 from edgec.lower.tvm_backend import TvmBackend
+from edgec.rewrites.encode import floats
 from edgec.targets import Target
 
 
@@ -58,15 +60,25 @@ def pack(node: Node) -> Data:
     (w,) = node.operands()
     data: Data = w["data"]
     n, k = node.shape
-    size = kernels.packed_nbytes(node["format"], n, k)
+    format, threads = node["format"], kernels.threads()
+    size = kernels.packed_nbytes(format, n, k)
+
+    def pieces() -> Iterator[np.ndarray]:
+        stored = data.packed
+        if stored is not None and stored.format == format:
+            for begin in range(0, size, BLOCK):
+                yield stored.read(begin, min(size, begin + BLOCK))
+            return
+        for _, parts in data.blocks(16):  # a panel is 16 rows
+            if "value" in parts:
+                yield kernels.pack(format, floats(parts["value"], threads), threads=threads)
+            else:
+                yield kernels.pack(format, parts["q"], parts["scale"], parts.get("zero"), threads)
 
     def load() -> dict[str, np.ndarray]:
-        parts = data.parts()
-        if "value" in parts:
-            return {"bytes": kernels.pack(node["format"], parts["value"].astype(np.float32, copy=False))}
-        return {"bytes": kernels.pack(node["format"], parts["q"], parts["scale"], parts.get("zero"))}
+        return {"bytes": np.concatenate([np.empty(0, np.uint8), *pieces()])}
 
-    return Data(TensorType("u8", (size,)), (data.key, node["format"]), load)
+    return Data(TensorType("u8", (size,)), (data.key, format), load, pieces=pieces)
 
 
 def lower(graph: Graph, target: Target, progress: Callable[[str], None] = lambda phase: None) -> Lowered:

@@ -12,6 +12,7 @@ from edgec.ir.ops import OPS
 from edgec.ir.types import TensorType, dtype_size
 from edgec.rewrites.engine import Match, Rule, rule
 from edgec.rewrites.examples import f32, i64
+from edgec.rewrites.parts import part_of
 from edgec.rewrites.pattern import Pattern, b, p, var
 
 RULES: list[Rule] = []
@@ -59,7 +60,8 @@ def folded(node: Node) -> Node:
     if size <= SMALL or op.startswith(("gather", "scatter")):  # these may refuse the indices
         return constant(compute())
     key = ("fold", op, tuple(_hashable(v) for _, v in sorted(attrs.items())), tuple(d and d.key for d in datas))
-    new = Data(node.type, key, lambda: {"value": compute()})
+    part = part_of(op, attrs, node.type, datas)
+    new = Data(node.type, key, lambda: {"value": compute()}, part)
     if op == "transpose" and datas[0] is not None:
         _transposed[new] = (datas[0], attrs["perm"])
     return constant(new)

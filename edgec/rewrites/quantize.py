@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from edgec.cache import Store
 from edgec.errors import EdgecError
+from edgec.ir.data import BLOCK
 from edgec.ir.node import Data, Graph, Node, constant
-from edgec.ir.types import Quantized, TensorType
+from edgec.ir.types import Quantized
+from edgec.rewrites.encode import encoded, nbytes, sample
 from edgec.rewrites.engine import Match, Phase, Rule, rule, run
 from edgec.rewrites.examples import f32, i64, weights
 from edgec.rewrites.movement import TABLE, reshaped
@@ -39,7 +41,8 @@ class Options:
 
     scheme: "symmetric", "asymmetric" or "best" (asymmetric where it lowers a weight's error by `worthwhile_db`).
     table_group: the group of 8-bit tables and 8-bit weights. importance: constant's key -> [K] weights of the columns
-    in the squared error (calibration's mean square of the activations).
+    in the squared error (calibration's mean square of the activations). embedding: bits of tables. store: where the
+    encoded weights go. tick: called as they are made, with (weights done, of how many).
     """
 
     weights: str = "int4"
@@ -51,6 +54,9 @@ class Options:
     conv: bool = True
     importance: Mapping = field(default_factory=dict)
     threads: int = 0
+    embedding: int = 8
+    store: Store = field(default_factory=Store)
+    tick: Callable[[int, int], None] = lambda done, total: None
 
     def __post_init__(self):
         if self.weights not in MODES:
@@ -61,6 +67,8 @@ class Options:
             raise EdgecError("EC1001", f"the scheme {self.scheme!r} is not symmetric, asymmetric or best")
         if self.group not in (32, 64, 128) or self.table_group not in (32, 64, 128):
             raise EdgecError("EC1001", f"--group {self.group} is not 32, 64 or 128")
+        if self.embedding not in (4, 8):
+            raise EdgecError("EC1001", f"--embedding {self.embedding} is neither 4 nor 8")
 
 
 @dataclass
@@ -68,7 +76,7 @@ class Choice:
     """What became of one weight. bits 32: left as it was; `reason` says why it is not of the bits asked for."""
 
     name: str
-    role: str  # "linear" or "embedding"; a tied table is both, each read in a packed format of its own
+    role: str  # "linear", "embedding", or "tied": both, stored once
     shape: tuple[int, ...]
     bits: int
     group: int
@@ -86,105 +94,6 @@ class Choice:
         return found
 
 
-# --- the numbers ---------------------------------------------------------------------------------------------------
-
-
-def quantize_reference(w: np.ndarray, bits: int, group: int, symmetric: bool, importance: np.ndarray | None = None):
-    """w [N, K] f32 -> q [N, K], scale f16 [N, groups], zero u8 [N, groups] or None; (q - zero) * scale.
-
-    A grid search over shrunk ranges for the least squared error, weighted by importance [K]. The oracle, and the
-    fallback where the extension is not built.
-    """
-    n, k = w.shape
-    group = group or max(k, 1)
-    groups = -(-k // group)
-    pad = groups * group - k
-    x = np.pad(w.astype(np.float32), [(0, 0), (0, pad)]).reshape(n, groups, group)
-    weight = np.ones(k, np.float32) if importance is None else importance.astype(np.float32)
-    weight = np.pad(weight, (0, pad)).reshape(1, groups, group)
-    best = np.full((n, groups), np.inf)
-    scale = np.zeros((n, groups), np.float16)
-    zero = np.zeros((n, groups), np.uint8)
-    low, high = x.min(-1), x.max(-1)
-    extreme = np.where(np.abs(low) > np.abs(high), low, high)
-    top = 2 ** (bits - 1) - 1
-    if symmetric:  # 4 bits: the extreme lands on -8 by the scale's sign
-        candidates = [(extreme / (-(top + 1) if bits == 4 else top) * f, None) for f in np.linspace(1, 0.7, 13)]
-        if bits == 4:
-            candidates.append((np.abs(extreme) / top, None))
-    else:
-        low, high = np.minimum(low, 0), np.maximum(high, 0)
-        candidates = []
-        for f in np.linspace(1, 0.7, 7):
-            s = (high - low) * f / (2**bits - 1)
-            candidates += [(s, np.rint(-low * f / np.where(s > 0, s, 1)) + d) for d in (-1, 0, 1)]
-    for s, z in candidates:
-        s16 = s.astype(np.float16)
-        z = None if z is None else np.clip(z, 0, 2**bits - 1)
-        error = (weight * (_round(x, s16, z, bits)[1] - x) ** 2).sum(-1)
-        better = error < best
-        best = np.where(better, error, best)
-        scale = np.where(better, s16, scale)
-        if z is not None:
-            zero = np.where(better, z, zero).astype(np.uint8)
-    q, _ = _round(x, scale, None if symmetric else zero, bits)
-    q = q.reshape(n, groups * group)[:, :k].astype(np.int8 if symmetric else np.uint8)
-    return np.ascontiguousarray(q), scale, None if symmetric else zero
-
-
-def _round(x, scale, zero, bits):
-    s = scale.astype(np.float32)[..., None]
-    z = 0 if zero is None else zero.astype(np.float32)[..., None]
-    limits = (-8, 7) if bits == 4 else (-127, 127)
-    if zero is not None:
-        limits = (0, 2**bits - 1)
-    with np.errstate(all="ignore"):
-        q = np.clip(np.rint(np.where(s != 0, x / s, 0) + z), *limits)
-    return q, (q - z) * s
-
-
-def quantize_array(w: np.ndarray, encoding: Quantized, importance=None, threads: int = 0):
-    """The same by the extension's search, where it is built."""
-    try:
-        from edgec import kernels
-    except ImportError:
-        return quantize_reference(w, encoding.bits, encoding.group, not encoding.zero, importance)
-    threads = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    w = np.ascontiguousarray(w, dtype=np.float32)
-    return kernels.quantize(w, encoding.bits, encoding.group, not encoding.zero, True, importance, threads)
-
-
-def encoded(w: np.ndarray, encoding: Quantized, importance=None, threads: int = 0) -> tuple[Data, float]:
-    """The weight [N, K] in that encoding, and its signal-to-noise ratio in dB."""
-    q, scale, zero = quantize_array(w, encoding, importance, threads)
-    new = Data.quantized(TensorType("f32", w.shape, encoding), q, scale, zero)
-    noise = signal = 0.0
-    rows = max(1, (1 << 22) // max(w.shape[1], 1))
-    group = encoding.group or max(w.shape[1], 1)
-    index = np.arange(w.shape[1]) // group
-    for i in range(0, w.shape[0], rows):  # in blocks: a table of a vocabulary is large
-        part = slice(i, i + rows)
-        value = q[part].astype(np.float32)
-        if zero is not None:
-            value -= zero[part][:, index]
-        with np.errstate(all="ignore"):
-            value *= scale[part].astype(np.float32)[:, index]
-        noise += float(np.square(value - w[part], dtype=np.float64).sum())
-        signal += float(np.square(w[part], dtype=np.float64).sum())
-    if not math.isfinite(noise) or noise == 0:
-        return new, math.inf if noise == 0 else -math.inf  # a scale that left f16
-    return new, 10 * math.log10(max(signal, 1e-300) / noise)
-
-
-def nbytes(shape: tuple[int, ...], encoding: Quantized | None) -> int:
-    """Bytes of a weight [N, K], scales and zero points included."""
-    n, k = shape
-    if encoding is None:
-        return 4 * n * k
-    groups = -(-k // (encoding.group or max(k, 1)))
-    return n * (-(-k * encoding.bits // 8) + groups * 2 + (-(-groups // 2) if encoding.zero else 0))
-
-
 def _after_norm(x: Node) -> np.ndarray | None:
     """The mean square of each column that a normalised operand has, without data: gain^2 + bias^2."""
     while x.op == "reshape" and x.shape[-1:] == x.inputs[0].shape[-1:]:
@@ -200,10 +109,22 @@ def _after_norm(x: Node) -> np.ndarray | None:
     return square if np.isfinite(square).all() and square.max() > 0 else None
 
 
-def _finite(w: np.ndarray) -> bool:
-    """Whether all numbers are finite; in blocks of rows, for large tables."""
-    rows = max(1, (1 << 22) // max(w.shape[1], 1))
-    return all(bool(np.isfinite(w[i : i + rows]).all()) for i in range(0, w.shape[0], rows))
+def plain(w: Node) -> bool:
+    """A constant matrix of f32."""
+    static = w.op == "constant" and w.rank == 2 and w.type.encoding is None and w.type.layout == "row"
+    return static and w.dtype == "f32" and all(isinstance(d, int) for d in w.shape)
+
+
+def _equal(a: Data, b: Data) -> bool:
+    """Whether two large weights hold the same numbers."""
+    if a.type != b.type:
+        return False
+
+    def rows(begin: int, end: int) -> bool:
+        return np.array_equal(a.rows(begin, end)["value"], b.rows(begin, end)["value"])
+
+    n, step = a.shape[0], max(1, BLOCK // (4 * a.shape[1]))
+    return rows(n // 2, n // 2 + 1) and all(rows(i, min(n, i + step)) for i in range(0, n, step))
 
 
 # --- the policy ----------------------------------------------------------------------------------------------------
@@ -215,32 +136,53 @@ class Quantizer:
     def __init__(self, options: Options, graph: Graph | None = None):
         self.options = options
         self.choices: dict[object, Choice] = {}
+        self._done = 0
+        self._sizes: dict[object, int] = {}
+        self._tied: dict[object, Data] = {}  # key of a weight that is also a table -> the one that is kept
         self._encoded: dict[object, Data | None] = {}
         self._names: dict[object, str] = {}
         self._importance = dict(options.importance)
         constants = {c["data"].key: c for c in (graph.nodes() if graph else ()) if c.op == "constant"}
         self._total = sum(math.prod(c.shape) for c in constants.values())
+        read: dict[str, dict[object, Data]] = {"linear": {}, "embedding": {}}
         for node in graph.nodes() if graph else ():
             for role, position in (("linear", 1), ("embedding", 0)):
                 if node.op == {"linear": "linear", "embedding": "gather"}[role]:
                     w = node.inputs[position]
-                    if w is not None and w.op == "constant":
+                    if w is not None and plain(w) and (role == "linear" or node["axis"] == 0):
+                        read[role].setdefault(w["data"].key, w["data"])
                         self._names.setdefault((w["data"].key, role), graph.origin(node) if graph else node.op)
                         importance = _after_norm(node.inputs[0]) if role == "linear" else None
                         if importance is not None:
                             self._importance.setdefault(w["data"].key, importance)
+        self._tie(read["embedding"].values(), read["linear"].values())
+        for role, datas in read.items():
+            for data in datas.values():
+                if self._decides(data, role) is None:
+                    self._sizes[self._tied.get(data.key, data).key, role] = math.prod(data.shape)
+
+    def _tie(self, tables: Iterable[Data], weights: Iterable[Data]) -> None:
+        """Finds tables that a linear reads too: by what they are, or (exporters copy them) by content."""
+        for table in tables:
+            for w in weights if math.prod(table.shape) >= TABLE else ():
+                if w.key == table.key or _equal(w, table):
+                    self._tied[w.key] = self._tied[table.key] = table
+                    if w.key in self._importance:
+                        self._importance.setdefault(table.key, self._importance[w.key])
 
     def encode(self, data: Data, role: str) -> Data | str:
         """The constant's encoded form, or the reason why it stays."""
+        if data.key in self._tied:
+            data, role = self._tied[data.key], "tied"
         key = (data.key, role)
         if key not in self._encoded:
             self._encoded[key], self.choices[key] = self._decide(data, role)
         return self._encoded[key] or self.choices[key].reason
 
     def _decide(self, data: Data, role: str) -> tuple[Data | None, Choice]:
-        options, shape = self.options, tuple(d for d in data.type.shape if isinstance(d, int))
+        options, shape = self.options, data.shape
         n, k = shape
-        name = self._names.get((data.key, role), role)
+        name = self._names.get((data.key, "embedding" if role == "tied" else role), role)
 
         def keep(reason: str):
             return None, Choice(name, role, shape, 32, 0, False, math.inf, nbytes(shape, None), reason)
@@ -250,28 +192,48 @@ class Quantizer:
             assert e is not None
             return new, Choice(name, role, shape, e.bits, e.group, e.zero, snr, nbytes(shape, e), reason)
 
-        if options.weights == "fp32":
-            return keep("fp32 is asked for")
-        if role == "embedding" and n * k < TABLE:
-            return keep("the table is small")
-        if role != "embedding" and (n * k < TINY or min(n, k) < NARROW):
-            return keep("too small to gain")
-        w = data.array().astype(np.float32, copy=False)
-        if not _finite(w):
-            return keep("it holds numbers that are not finite")
-        importance = self._importance.get(data.key)
+        if reason := self._decides(data, role):
+            return keep(reason)
+        bits = 4 if options.weights == "int4" and (role == "linear" or options.embedding == 4) else 8
         why = "embeddings are read in 8 bits" if role != "linear" and options.weights == "int4" else ""
-        if role == "linear" and options.weights == "int4" and n * k <= min(SMALL, SHARE * self._total):
-            why = "so small a part of the model that 4 bits save little over 8"
-        elif role == "linear" and options.weights == "int4":
-            new, snr = self._four_bits(w, importance)
+        if bits == 4 and role == "linear" and n * k <= min(SMALL, SHARE * self._total):
+            bits, why = 8, "so small a part of the model that 4 bits save little over 8"
+        if bits == 4:
+            new, snr = self._make(data, Quantized(4, options.group, self._zero_points(data)), role)
+            if math.isnan(snr):
+                return keep("it holds numbers that are not finite")
             if snr >= LOW_SNR_DB:
                 return as_chosen(new, snr)
             why = f"int4 would leave {snr:.1f} dB"
-        new, snr = encoded(w, Quantized(8, self._group(k)), importance, options.threads)
+        new, snr = self._make(data, Quantized(8, self._group(k)), role)
+        if math.isnan(snr):
+            return keep("it holds numbers that are not finite")
         if snr < LOW_SNR_8_DB:
             return keep(f"int8 would leave {snr:.1f} dB")
         return as_chosen(new, snr, why)
+
+    def _decides(self, data: Data, role: str) -> str | None:
+        """Why a weight of this shape stays as it is, whatever its numbers are."""
+        n, k = data.shape
+        if self.options.weights == "fp32":
+            return "fp32 is asked for"
+        if role == "embedding" and n * k < TABLE:
+            return "the table is small"
+        if role != "embedding" and (n * k < TINY or min(n, k) < NARROW):
+            return "too small to gain"
+        return None
+
+    def _make(self, data: Data, encoding: Quantized, role: str) -> tuple[Data, float]:
+        before = self._done
+
+        def tick(count: int) -> None:
+            self._done += count
+            self.options.tick(min(self._done, before + math.prod(data.shape)), sum(self._sizes.values()))
+
+        o, op = self.options, "gather" if role == "embedding" else "linear"
+        found = encoded(data, encoding, self._importance.get(data.key), o.threads, o.store, op, tick)
+        self._done = before + (0 if math.isnan(found[1]) else math.prod(data.shape))
+        return found
 
     def _group(self, k: int) -> int:
         """The largest group of 8-bit weights up to the table's that wastes no scale on a tail."""
@@ -280,25 +242,20 @@ class Quantizer:
             group //= 2
         return group
 
-    def _four_bits(self, w: np.ndarray, importance) -> tuple[Data, float]:
-        """With zero points or without; "best" asks a sample of the rows."""
-        options, zero = self.options, self.options.scheme == "asymmetric"
-        if options.scheme == "best":
-            sample = np.ascontiguousarray(w[:: max(1, w.shape[0] // SAMPLE_ROWS)])
-            plain, shifted = (
-                encoded(sample, Quantized(4, options.group, z), importance, options.threads)[1] for z in (False, True)
-            )
-            zero = shifted >= plain + options.worthwhile_db
-        return encoded(w, Quantized(4, options.group, zero), importance, options.threads)
+    def _zero_points(self, data: Data) -> bool:
+        """Whether 4 bits have them; "best" asks a sample of the rows."""
+        o = self.options
+        if o.scheme != "best":
+            return o.scheme == "asymmetric"
+        rows, importance = sample(data, SAMPLE_ROWS), self._importance.get(data.key)
+        plain, shifted = (encoded(rows, Quantized(4, o.group, z), importance, o.threads)[1] for z in (False, True))
+        return shifted >= plain + o.worthwhile_db
 
     # --- rules -----------------------------------------------------------------------------------------------------
 
     def rules(self) -> list[Rule]:
         """The phase's rules; they ask this quantizer."""
         made: list[Rule] = []
-
-        def plain(node: Node) -> bool:
-            return node.rank == 2 and node.dtype == "f32" and all(isinstance(d, int) for d in node.shape)
 
         @rule(
             p.linear(var("x"), const("w", plain), optional("bias"), optional("residual"), name="node"),

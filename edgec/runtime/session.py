@@ -44,14 +44,19 @@ class Session:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], threads: int | None = None, max_context: int | None = None
+        self,
+        path: str | os.PathLike[str],
+        threads: int | None = None,
+        max_context: int | None = None,
+        check: bool = True,
     ) -> None:
         """`threads`: default, as many as affinity, cgroup quota and big cores allow. `max_context`: tokens that a
-        sequence of a language model may have, default as it was built. Raises EdgecError EC15xx."""
+        sequence of a language model may have, default as it was built. `check`: compare the weights with their
+        checksums, which reads all of them. Raises EdgecError EC15xx."""
         for name, value in (("threads", threads), ("max_context", max_context)):
             if value is not None and value < 1:
                 raise EdgecError("EC1001", f"{name}={value}", hint="Pass 1 or more")
-        self.artifact = ArtifactFile(path)
+        self.artifact = ArtifactFile(path, check_content=check)
         members = self.artifact.members
         self._core = _core.Session(members["plan.bin"], members.get("code.so"), members["weights.bin"], threads or 0)
         self._call = self._core.call
@@ -168,6 +173,8 @@ class Session:
         return self.memory(dims)["arena_bytes"]
 
 
-def load(path: str | os.PathLike[str], threads: int | None = None, max_context: int | None = None) -> Session:
-    """Opens an artifact to run it. Raises EdgecError EC15xx if it is damaged or for another CPU."""
-    return Session(path, threads, max_context)
+def load(
+    path: str | os.PathLike[str], threads: int | None = None, max_context: int | None = None, check: bool = True
+) -> Session:
+    """Opens an artifact to run it; see Session. Raises EdgecError EC15xx if it is damaged or for another CPU."""
+    return Session(path, threads, max_context, check)

@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 
 from edgec import EdgecError
 from edgec.ir import Quantized, constant, make
+from edgec.ir.data import Data
 from edgec.ir.evaluate import run as evaluate
 from edgec.ir.verify import verify
 from edgec.rewrites import PHASES, run
+from edgec.rewrites.encode import encoded, nbytes, quantize_reference
 from edgec.rewrites.examples import f32, graph_of, i64, weights
-from edgec.rewrites.quantize import Options, encoded, nbytes, quantize, quantize_reference
+from edgec.rewrites.quantize import Options, quantize
 from edgec.testing.feeds import random_feeds
 
 
@@ -84,7 +86,7 @@ def test_importance_moves_the_error_to_other_columns():
 @pytest.mark.parametrize("encoding", [Quantized(4, 32), Quantized(4, 64, True), Quantized(8, 32), Quantized(8, 0)])
 def test_encoded_constant_is_what_its_ratio_says(encoding):
     w = weights(24, 96)["data"].array()
-    new, snr = encoded(w, encoding)
+    new, snr = encoded(Data.of(w), encoding)
     noise = np.square(new.array().astype(np.float64) - w).sum()
     assert snr == pytest.approx(10 * np.log10(np.square(w, dtype=np.float64).sum() / noise), rel=1e-3)
     assert snr > (35 if encoding.bits == 8 else 17)
@@ -167,9 +169,14 @@ def test_tables_and_tied_tables_are_read_in_8_bits():
     assert (report[0]["role"], report[0]["bits"], report[0]["group"]) == ("embedding", 8, 128)
     tied = graph_of(make("linear", make("rms_norm", x, axis=2, eps=1e-5), table))
     after, report = quantize(tied)
-    assert {(r["role"], r["bits"]) for r in report} == {("embedding", 8), ("linear", 4)}
-    after, report = quantize(tied, weights="int8")
-    assert len({n for n in after.nodes() if n.op == "constant" and n.type.encoding}) == 1
+    assert [(r["role"], r["bits"]) for r in report] == [("tied", 8)]
+    for options in ({}, {"weights": "int8"}, {"embedding": 4}):
+        after, report = quantize(tied, **options)
+        assert len({n for n in after.nodes() if n.op == "constant" and n.type.encoding}) == 1
+    assert report[0]["bits"] == 4
+    copied = constant(Data.of(table["data"].array()))
+    again = graph_of(make("linear", make("rms_norm", x, axis=2, eps=1e-5), copied))
+    assert [(r["role"], r["bits"]) for r in quantize(again)[1]] == [("tied", 8)]
     small = graph_of(make("gather", weights(64, 128), i64("i", 1, "s"), axis=0))
     assert quantize(small)[1][0]["reason"] == "the table is small"
 

@@ -114,8 +114,8 @@ def test_large_members_are_checked_in_chunks(tmp_path, monkeypatch, size):
     full = write_artifact(tmp_path / "a", plan=b"", weights=pieces, manifest=manifest)
     entry = full["members"]["weights.bin"]
     assert entry["sha256"] == hashlib.sha256(data).hexdigest()
-    chunks = [hashlib.sha256(data[at : at + 1000]).hexdigest() for at in range(0, size, 1000)]
-    assert entry.get("chunks") == (chunks if size > 1000 else None)
+    sums = [f"{sum:016x}" for sum in _core.checksums(data, 1000)]
+    assert entry.get("sums") == (sums if size > 1000 else None)
     assert bytes(ArtifactFile(tmp_path / "a").members["weights.bin"]) == data
     whole = (tmp_path / "a").read_bytes()
     for at in (0, size - 1):
@@ -123,6 +123,8 @@ def test_large_members_are_checked_in_chunks(tmp_path, monkeypatch, size):
         (tmp_path / "b").write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with pytest.raises(EdgecError, match="EC1504"):
             ArtifactFile(tmp_path / "b")
+        with pytest.raises(EdgecError, match="SHA-256"):
+            ArtifactFile(tmp_path / "b", check_content=False).check()
 
 
 def test_a_failed_write_leaves_nothing(tmp_path):

@@ -123,7 +123,8 @@ def product(format: str, m: int, n: int, k: int, copies: int, threads: int):
     packed = packed_copies(format, n, k, copies)
     x = np.random.default_rng(2).standard_normal((m, k)).astype(np.float32)
     out = np.empty((m, n), np.float32)
-    return (lambda: _core.kernels.gemm_each(x, packed, format, n, k, out, threads)), packed[0].nbytes
+    steps = [(p, format, n, k, "none", False) for p in packed]
+    return (lambda: _core.kernels.gemm_chain(x, steps, out, threads)), packed[0].nbytes
 
 
 def run_gemv(limits: Limits, threads: int, rounds: int, shapes, copies_for) -> list[dict]:

@@ -32,25 +32,26 @@ double seconds(int threads, F&& work) {
 
 }  // namespace
 
-// GB/s of reading `bytes` at `data` once, in equal parts.
+// GB/s of reading `bytes` at `data` once, in equal parts, each as four streams: a core that reads a single one, with
+// software prefetch or without, gets some 60% of that.
 extern "C" double read_bandwidth(const uint8_t* data, int64_t bytes, int threads) {
+  constexpr int kStreams = 4;
   std::atomic<int64_t> sink{0};
-  const int64_t part = bytes / threads / 512 * 512;
+  const int64_t stream = bytes / threads / kStreams / 4096 * 4096;
   const double s = seconds(threads, [&](int i) {
-    const uint8_t* p = data + i * part;
+    const uint8_t* p = data + i * kStreams * stream;
     __m256i a[4] = {};
-    for (int64_t at = 0; at < part; at += 256) {
-      _mm_prefetch(reinterpret_cast<const char*>(p + at + 2048), _MM_HINT_T0);
-      _mm_prefetch(reinterpret_cast<const char*>(p + at + 2112), _MM_HINT_T0);
-      _mm_prefetch(reinterpret_cast<const char*>(p + at + 2176), _MM_HINT_T0);
-      _mm_prefetch(reinterpret_cast<const char*>(p + at + 2240), _MM_HINT_T0);
-      for (int j = 0; j < 8; ++j) {
-        a[j % 4] = _mm256_xor_si256(a[j % 4], _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + at + 32 * j)));
+    for (int64_t at = 0; at < stream; at += 256) {
+      for (int k = 0; k < kStreams; ++k) {
+        for (int j = 0; j < 8; ++j) {
+          const void* from = p + k * stream + at + 32 * j;
+          a[j % 4] = _mm256_xor_si256(a[j % 4], _mm256_loadu_si256(static_cast<const __m256i*>(from)));
+        }
       }
     }
     sink += _mm256_extract_epi64(_mm256_xor_si256(_mm256_xor_si256(a[0], a[1]), _mm256_xor_si256(a[2], a[3])), 0);
   });
-  return static_cast<double>(part * threads) / s / 1e9;
+  return static_cast<double>(stream * kStreams * threads) / s / 1e9;
 }
 
 // GOP/s (2 a multiply-add) of four maddubs summed in int16, one madd, one add; six independent sums.

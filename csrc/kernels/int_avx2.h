@@ -19,7 +19,10 @@
             : [b] "x"(w), [x] "x"(s));                             \
   } while (0)
 
-constexpr int64_t kPrefetch = 2048;  // bytes ahead in a stream of weights
+// Panels that a thread reads in turn, block by block: each is a stream of its own to the hardware's prefetcher, which a
+// single stream leaves half idle (and software prefetch only holds up: docs/kernels.md).
+constexpr int kStreams = 4;
+constexpr int64_t kStretch = 64;  // blocks that every row tile passes before the next ones are read
 
 EDGEC_INLINE __m256i broadcast4(const uint8_t* p) {
   int32_t v;
@@ -43,87 +46,43 @@ EDGEC_INLINE __m256 scaled(__m256i dots, __m256 scale, const uint8_t* row_scale,
                          total);
 }
 
-// kRows x 16 sums from one panel, unpacking on the way: for so few rows that each weight is used once.
+// Adds one block of one panel to totals[kRows][16].
 template <Family kFamily, int kRows>
-static void int4_direct(const uint8_t* a, const uint8_t* b, int64_t blocks, int64_t group_blocks, float* sums) {
-  constexpr bool kZero = kFamily == Family::kU4N16K4;
+EDGEC_INLINE void int4_block(const uint8_t* a, const uint8_t* header, const uint8_t* b, float* totals) {
   const __m256i mask = _mm256_set1_epi8(15);
-  __m256 total[kRows][2];
-  for (int r = 0; r < kRows; ++r) total[r][0] = total[r][1] = _mm256_setzero_ps();
-  while (blocks > 0) {
-    const uint8_t* header = b;
-    b += header_bytes(kFamily);
-    int64_t n = group_blocks < blocks ? group_blocks : blocks;
-    blocks -= n;
-    for (; n > 0; --n) {
-      for (int i = 0; i < 5; ++i) _mm_prefetch(reinterpret_cast<const char*>(b + kPrefetch + 64 * i), _MM_HINT_T0);
-      __m256i acc[kRows][2];
-      for (int r = 0; r < kRows; ++r) acc[r][0] = acc[r][1] = broadcast4(a + kRows * 36 + 4 * r);
-      if constexpr (kZero) {
-        for (int h = 0; h < 2; ++h) {
-          const __m256i zero = load_zeros(header + 32 + h * 4);
-          for (int r = 0; r < kRows; ++r) acc[r][h] = _mm256_mullo_epi16(zero, acc[r][h]);
-        }
-      }
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        const __m256i raw0 = load_bytes(b + 32 * i), raw1 = load_bytes(b + 128 + 32 * i);
-        const __m256i low0 = _mm256_and_si256(raw0, mask), low1 = _mm256_and_si256(raw1, mask);
-#pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) {
-          const __m256i x = broadcast4(a + 32 * r + 8 * i);
-          EDGEC_DOT_U4(acc[r][0], low0, x);
-          EDGEC_DOT_U4(acc[r][1], low1, x);
-        }
-        const __m256i high0 = _mm256_and_si256(_mm256_srli_epi16(raw0, 4), mask);
-        const __m256i high1 = _mm256_and_si256(_mm256_srli_epi16(raw1, 4), mask);
-#pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) {
-          const __m256i x = broadcast4(a + 32 * r + 8 * i + 4);
-          EDGEC_DOT_U4(acc[r][0], high0, x);
-          EDGEC_DOT_U4(acc[r][1], high1, x);
-        }
-      }
-      for (int h = 0; h < 2; ++h) {
-        const __m256 scale = load_scales(header + h * 16);
-        for (int r = 0; r < kRows; ++r) {
-          const __m256i dots = _mm256_madd_epi16(acc[r][h], _mm256_set1_epi16(1));
-          total[r][h] = scaled(dots, scale, a + kRows * 32 + 4 * r, total[r][h]);
-        }
-      }
-      b += 256;
-      a += kRows * 40;
+  __m256i acc[kRows][2];
+  for (int r = 0; r < kRows; ++r) acc[r][0] = acc[r][1] = broadcast4(a + kRows * 36 + 4 * r);
+  if constexpr (kFamily == Family::kU4N16K4) {
+    for (int h = 0; h < 2; ++h) {
+      const __m256i zero = load_zeros(header + 32 + h * 4);
+      for (int r = 0; r < kRows; ++r) acc[r][h] = _mm256_mullo_epi16(zero, acc[r][h]);
     }
   }
-  for (int r = 0; r < kRows; ++r) {
-    for (int h = 0; h < 2; ++h) _mm256_storeu_ps(sums + r * kPanel + h * 8, total[r][h]);
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m256i raw0 = load_bytes(b + 32 * i), raw1 = load_bytes(b + 128 + 32 * i);
+    const __m256i low0 = _mm256_and_si256(raw0, mask), low1 = _mm256_and_si256(raw1, mask);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const __m256i x = broadcast4(a + 32 * r + 8 * i);
+      EDGEC_DOT_U4(acc[r][0], low0, x);
+      EDGEC_DOT_U4(acc[r][1], low1, x);
+    }
+    const __m256i high0 = _mm256_and_si256(_mm256_srli_epi16(raw0, 4), mask);
+    const __m256i high1 = _mm256_and_si256(_mm256_srli_epi16(raw1, 4), mask);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const __m256i x = broadcast4(a + 32 * r + 8 * i + 4);
+      EDGEC_DOT_U4(acc[r][0], high0, x);
+      EDGEC_DOT_U4(acc[r][1], high1, x);
+    }
   }
-}
-
-template <Family kFamily>
-static void linear_int4_direct(const LinearJob& job, int64_t tile_begin, int64_t tile_end, int64_t panel_begin,
-                               int64_t panel_end) {
-  alignas(32) float sums[4 * kPanel];
-  for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-    const uint8_t* b = static_cast<const uint8_t*>(job.args.packed) + panel * job.panel_bytes;
-    for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
-      const int64_t row = job.row(tile), rows = job.row(tile + 1) - row;
-      const uint8_t* a = job.prepared + row * job.blocks * 40;
-      switch (rows) {
-        case 1:
-          int4_direct<kFamily, 1>(a, b, job.blocks, job.group_blocks, sums);
-          break;
-        case 2:
-          int4_direct<kFamily, 2>(a, b, job.blocks, job.group_blocks, sums);
-          break;
-        case 3:
-          int4_direct<kFamily, 3>(a, b, job.blocks, job.group_blocks, sums);
-          break;
-        default:
-          int4_direct<kFamily, 4>(a, b, job.blocks, job.group_blocks, sums);
-          break;
-      }
-      store_tile(job, row, rows, panel, sums);
+  for (int h = 0; h < 2; ++h) {
+    const __m256 scale = load_scales(header + h * 16);
+    for (int r = 0; r < kRows; ++r) {
+      float* total = totals + r * kPanel + 8 * h;
+      const __m256i dots = _mm256_madd_epi16(acc[r][h], _mm256_set1_epi16(1));
+      _mm256_store_ps(total, scaled(dots, scale, a + kRows * 32 + 4 * r, _mm256_load_ps(total)));
     }
   }
 }
@@ -131,67 +90,105 @@ static void linear_int4_direct(const LinearJob& job, int64_t tile_begin, int64_t
 // int8: both sides as int16 (products of two s8 pairs would saturate maddubs). Lanes hold (column, pair of k) of 4
 // columns.
 template <int kRows>
-static void int8_tile(const uint8_t* a, const uint8_t* b, int64_t half, int64_t blocks, int64_t group_blocks,
-                      float* sums) {
-  __m256 total[kRows];
-  for (int r = 0; r < kRows; ++r) total[r] = _mm256_setzero_ps();
-  while (blocks > 0) {
-    const uint8_t* header = b;
-    b += 32;
-    int64_t n = group_blocks < blocks ? group_blocks : blocks;
-    blocks -= n;
-    const __m256 scale = load_scales(header + half * 16);
-    for (; n > 0; --n, b += 512, a += kRows * 68) {
-      __m256i acc[kRows][2];
-      for (int r = 0; r < kRows; ++r) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
+EDGEC_INLINE void int8_block(const uint8_t* a, const uint8_t* header, const uint8_t* b, float* totals) {
+  for (int h = 0; h < 2; ++h, b += 256) {
+    __m256i acc[kRows][2];
+    for (int r = 0; r < kRows; ++r) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
 #pragma GCC unroll 8
-      for (int i = 0; i < 8; ++i) {
-        const uint8_t* at = b + 256 * half + 32 * i;
-        const __m256i w0 = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i_u*>(at)));
-        const __m256i w1 = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i_u*>(at + 16)));
-#pragma GCC unroll 4
-        for (int r = 0; r < kRows; ++r) {
-          int64_t four;
-          __builtin_memcpy(&four, a + 64 * r + 8 * i, 8);
-          const __m256i x = _mm256_set1_epi64x(four);
-          EDGEC_DOT_S16(acc[r][0], w0, x);
-          EDGEC_DOT_S16(acc[r][1], w1, x);
-        }
-      }
-#pragma GCC unroll 4
+    for (int i = 0; i < 8; ++i) {
+      const uint8_t* at = b + 32 * i;
+      const __m256i w0 = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i_u*>(at)));
+      const __m256i w1 = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i_u*>(at + 16)));
+#pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        // hadd interleaves the 128-bit halves: columns 0 1 4 5 2 3 6 7.
-        const __m256i dot = _mm256_permute4x64_epi64(_mm256_hadd_epi32(acc[r][0], acc[r][1]), 0xd8);
-        const __m256 both = _mm256_mul_ps(scale, _mm256_castsi256_ps(broadcast4(a + kRows * 64 + 4 * r)));
-        total[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), both, total[r]);
+        int64_t four;
+        __builtin_memcpy(&four, a + 64 * r + 8 * i, 8);
+        const __m256i x = _mm256_set1_epi64x(four);
+        EDGEC_DOT_S16(acc[r][0], w0, x);
+        EDGEC_DOT_S16(acc[r][1], w1, x);
       }
     }
+    const __m256 scale = load_scales(header + h * 16);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      // hadd interleaves the 128-bit halves: columns 0 1 4 5 2 3 6 7.
+      const __m256i dots = _mm256_permute4x64_epi64(_mm256_hadd_epi32(acc[r][0], acc[r][1]), 0xd8);
+      float* total = totals + r * kPanel + 8 * h;
+      _mm256_store_ps(total, scaled(dots, scale, a + kRows * 64 + 4 * r, _mm256_load_ps(total)));
+    }
   }
-  for (int r = 0; r < kRows; ++r) _mm256_storeu_ps(sums + r * kPanel + half * 8, total[r]);
 }
 
-static void linear_int8_direct(const LinearJob& job, int64_t tile_begin, int64_t tile_end, int64_t panel_begin,
-                               int64_t panel_end) {
-  alignas(32) float sums[3 * kPanel];
-  for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-    const uint8_t* b = static_cast<const uint8_t*>(job.args.packed) + panel * job.panel_bytes;
-    for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
-      const int64_t row = job.row(tile), rows = job.row(tile + 1) - row;
-      const uint8_t* a = job.prepared + row * job.blocks * 68;
-      for (int half = 0; half < 2; ++half) {
-        switch (rows) {
-          case 1:
-            int8_tile<1>(a, b, half, job.blocks, job.group_blocks, sums);
-            break;
-          case 2:
-            int8_tile<2>(a, b, half, job.blocks, job.group_blocks, sums);
-            break;
-          default:
-            int8_tile<3>(a, b, half, job.blocks, job.group_blocks, sums);
-            break;
+// Blocks [from, to) of up to kStreams panels by a row tile. totals: [panel][total_rows][16].
+template <Family kFamily, int kRows>
+static void stream_blocks(const uint8_t* a, const uint8_t* const* panels, int count, int64_t from, int64_t to,
+                          int64_t group_blocks, float* totals, int64_t total_rows) {
+  constexpr int64_t kRowBytes = kFamily == Family::kS8N16K4 ? 68 : 40;
+  constexpr int64_t kHeader = header_bytes(kFamily), kData = data_bytes(kFamily);
+  a += from * kRows * kRowBytes;
+  int64_t group = from / group_blocks * (kHeader + group_blocks * kData), in_group = from % group_blocks;
+  for (int64_t block = from; block < to; ++block, a += kRows * kRowBytes) {
+    for (int p = 0; p < count; ++p) {
+      const uint8_t *header = panels[p] + group, *b = header + kHeader + in_group * kData;
+      float* to_add = totals + p * total_rows * kPanel;
+      if constexpr (kFamily == Family::kS8N16K4) {
+        int8_block<kRows>(a, header, b, to_add);
+      } else {
+        int4_block<kFamily, kRows>(a, header, b, to_add);
+      }
+    }
+    if (++in_group == group_blocks) in_group = 0, group += kHeader + group_blocks * kData;
+  }
+}
+
+// Few rows: weights are used as they arrive, from several panels in turn.
+template <Family kFamily>
+static void linear_streamed(const LinearJob& job, int64_t tile_begin, int64_t tile_end, int64_t panel_begin,
+                            int64_t panel_end) {
+  constexpr int64_t kRowBytes = kFamily == Family::kS8N16K4 ? 68 : 40, kMaxTiles = 4, kMaxRows = 6;
+  alignas(32) float totals[kStreams * kMaxTiles * kMaxRows * kPanel];
+  const uint8_t* packed = static_cast<const uint8_t*>(job.args.packed);
+  // Each stream walks through panels of its own, one after the other in memory.
+  for (; tile_begin < tile_end; tile_begin += kMaxTiles) {
+    const int64_t stop = tile_begin + kMaxTiles < tile_end ? tile_begin + kMaxTiles : tile_end;
+    const int64_t first = job.row(tile_begin), rows = job.row(stop) - first;
+    const int64_t each = (panel_end - panel_begin + kStreams - 1) / kStreams;
+    for (int64_t i = 0; i < each; ++i) {
+      const uint8_t* panels[kStreams];
+      int64_t index[kStreams];
+      int count = 0;
+      for (int64_t p = panel_begin + i; p < panel_end; p += each) {
+        index[count] = p;
+        panels[count++] = packed + p * job.panel_bytes;
+      }
+      for (int64_t j = 0; j < count * rows * kPanel; ++j) totals[j] = 0.0f;
+      for (int64_t from = 0; from < job.blocks; from += kStretch) {
+        const int64_t to = from + kStretch < job.blocks ? from + kStretch : job.blocks;
+        for (int64_t tile = tile_begin; tile < stop; ++tile) {
+          const int64_t row = job.row(tile), height = job.row(tile + 1) - row;
+          const uint8_t* a = job.prepared + row * job.blocks * kRowBytes;
+          float* out = totals + (row - first) * kPanel;
+          switch (height) {
+#define EDGEC_ROWS(n)                                                                                       \
+  case n:                                                                                                   \
+    stream_blocks<kFamily, n>(a, panels, count, from, to, job.group_blocks, out, rows);                     \
+    break;
+            EDGEC_ROWS(1)
+            EDGEC_ROWS(2)
+            EDGEC_ROWS(3)
+            EDGEC_ROWS(4)
+            EDGEC_ROWS(5)
+            EDGEC_ROWS(6)
+#undef EDGEC_ROWS
+          }
         }
       }
-      store_tile(job, row, rows, panel, sums);
+      for (int s = 0; s < count; ++s) {
+        for (int64_t tile = tile_begin; tile < stop; ++tile) {
+          const int64_t row = job.row(tile);
+          store_tile(job, row, job.row(tile + 1) - row, index[s], totals + (s * rows + row - first) * kPanel);
+        }
+      }
     }
   }
 }

@@ -42,6 +42,20 @@ uint8_t* align64(void* p) { return reinterpret_cast<uint8_t*>((reinterpret_cast<
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// How many of `count` equal pieces a worker takes at a time: up to four turns for each, so that one may help another
+// that was interrupted, in the number of turns that leaves the shares most nearly equal.
+int64_t fair_grain(int64_t count, int workers, int64_t macs_each) {
+  constexpr int64_t kTurn = int64_t{1} << 16;  // multiply-adds: some 2 us of one row
+  const int64_t turns = std::min<int64_t>(4, count * macs_each / kTurn / workers);
+  if (turns < 1) return count;
+  int64_t best = count, least = count + 1;
+  for (int64_t t = turns; t >= 1; --t) {
+    const int64_t grain = ceil_div(count, workers * t), share = ceil_div(ceil_div(count, grain), workers) * grain;
+    if (share < least) best = grain, least = share;
+  }
+  return best;
+}
+
 }  // namespace
 
 const IsaOps* select_ops(std::string_view name) {
@@ -110,20 +124,18 @@ void linear(const LinearArgs& args, const ParallelFor& pool, void* scratch, cons
   };
   // By columns, unless there are too few panels to go round: then by row tiles.
   const int64_t count = panels(args.n);
-  constexpr int64_t kGrain = int64_t{1} << 17;  // multiply-adds worth a worker's while: some 3 us
   if (count >= 2 * pool.workers || count >= job.tiles) {
-    const int64_t macs = args.m * args.k * kPanel;
     // The GEMV of Arm takes four panels at once: slices are whole fours.
 #if defined(__aarch64__)
     const int64_t unit = args.m == 1 ? 4 : 1;
 #else
     constexpr int64_t unit = 1;
 #endif
-    parallel(pool, count, (kGrain / (1 + macs) / unit + 1) * unit,
+    const int64_t units = ceil_div(count, unit);
+    parallel(pool, count, unit * fair_grain(units, pool.workers, unit * args.m * args.k * kPanel),
              [&](int64_t begin, int64_t end, int) { slice(0, job.tiles, begin, end); });
   } else {
-    const int64_t macs = kernel->info.mr * args.k * args.n;
-    parallel(pool, job.tiles, 1 + kGrain / (1 + macs),
+    parallel(pool, job.tiles, fair_grain(job.tiles, pool.workers, ceil_div(args.m, job.tiles) * args.k * args.n),
              [&](int64_t begin, int64_t end, int) { slice(begin, end, 0, count); });
   }
 }

@@ -10,6 +10,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "kernels/cpu_features.h"
@@ -318,31 +319,38 @@ void gemm(const Floats& x, const Bytes& packed, const std::string& name, int64_t
   ek::linear(args, pool.lend, scratch.get(), kernel);
 }
 
-// The same product with each of several weights, results overwriting each other: for benchmarks, without Python
-// between.
-void gemm_each(const Floats& x, const std::vector<Bytes>& weights, const std::string& name, int64_t n, int64_t k,
-               Floats& out, int threads) {
-  const ek::Format& format = format_of(name);
-  require(format.family != ek::Family::kS8Row, "'" + name + "' is a table format");
-  require(x.ndim() == 2 && x.shape(1) == k && out.ndim() == 2 && out.shape(0) == x.shape(0) && out.shape(1) == n,
-          "x must be [M, K], out [M, N]");
-  ek::LinearArgs args;
-  args.format = &format;
-  args.m = x.shape(0), args.n = n, args.k = k;
-  args.x = x.data(), args.ldx = row_stride(x, k, "x");
-  args.y = out.mutable_data(), args.ldy = row_stride(out, n, "out");
-  std::vector<const void*> data;
-  for (const Bytes& w : weights) {
-    check_packed(format, w, n, k);
-    data.push_back(w.data());
+// Products one after the other with no Python between them, for benchmarks: each reads the first k columns of x and
+// writes the first of out.
+using ChainStep =
+    std::tuple<Bytes, std::string, int64_t, int64_t, std::string, bool>;  // packed, format, n, k, act, rms norm
+
+void gemm_chain(const Floats& x, const std::vector<ChainStep>& steps, Floats& out, int threads) {
+  std::vector<ek::LinearArgs> products;
+  size_t scratch_bytes = 0;
+  require(x.ndim() == 2 && out.ndim() == 2 && x.shape(0) == out.shape(0), "x must be [M, K], out [M, N]");
+  for (const auto& [packed, name, n, k, act, normed] : steps) {
+    const ek::Format& format = format_of(name);
+    require(format.family != ek::Family::kS8Row, "'" + name + "' is a table format");
+    check_packed(format, packed, n, k);
+    ek::LinearArgs args;
+    args.format = &format;
+    args.packed = packed.data();
+    args.m = x.shape(0), args.n = n, args.k = k;
+    args.act = activation_of(act);
+    require(k <= x.shape(1) && (ek::is_gated(args.act) ? n / 2 : n) <= out.shape(1) &&
+                (!ek::is_gated(args.act) || n % ek::kPanel == 0),
+            "x or out is too narrow");
+    args.x = x.data(), args.ldx = row_stride(x, x.shape(1), "x");
+    args.y = out.mutable_data(), args.ldy = row_stride(out, out.shape(1), "out");
+    args.norm = normed ? ek::Norm::kRms : ek::Norm::kNone;
+    args.eps = 1e-5f;
+    products.push_back(args);
+    scratch_bytes = std::max(scratch_bytes, ek::linear_scratch_bytes(format, args.m, k, args.norm));
   }
   const Lent pool(threads);
-  const std::unique_ptr<uint8_t[]> scratch(new uint8_t[ek::linear_scratch_bytes(format, args.m, k, args.norm)]);
+  const std::unique_ptr<uint8_t[]> scratch(new uint8_t[scratch_bytes]);
   py::gil_scoped_release release;
-  for (const void* packed : data) {
-    args.packed = packed;
-    ek::linear(args, pool.lend, scratch.get());
-  }
+  for (const ek::LinearArgs& args : products) ek::linear(args, pool.lend, scratch.get());
 }
 
 int64_t stride_of(const Floats& a, int axis) { return a.strides(axis) / static_cast<int64_t>(sizeof(float)); }
@@ -478,8 +486,8 @@ void bind_kernels(py::module_& module) {
   m.def("gemm", &gemm, py::arg("x").noconvert(), py::arg("packed").noconvert(), py::arg("format"), py::arg("n"),
         py::arg("k"), py::arg("out").noconvert(), py::arg("bias"), py::arg("act"), py::arg("residual"), py::arg("norm"),
         py::arg("eps"), py::arg("norm_gain"), py::arg("norm_bias"), py::arg("threads"), py::arg("kernel"));
-  m.def("gemm_each", &gemm_each, py::arg("x").noconvert(), py::arg("weights"), py::arg("format"), py::arg("n"),
-        py::arg("k"), py::arg("out").noconvert(), py::arg("threads"));
+  m.def("gemm_chain", &gemm_chain, py::arg("x").noconvert(), py::arg("steps"), py::arg("out").noconvert(),
+        py::arg("threads"));
   m.def("matmul", &matmul, py::arg("a").noconvert(), py::arg("b").noconvert(), py::arg("out").noconvert(),
         py::arg("alpha"), py::arg("threads"), py::arg("kernel"));
   m.def("attention", &attention, py::arg("q").noconvert(), py::arg("k").noconvert(), py::arg("v").noconvert(),

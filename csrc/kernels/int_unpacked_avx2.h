@@ -123,7 +123,13 @@ static void linear_unpacked(const LinearJob& job, int64_t tile_begin, int64_t ti
       for (int64_t s = 0; s < stretches; ++s) {
         const int64_t from = s * job.blocks / stretches, to = (s + 1) * job.blocks / stretches;
         U::blocks(b, from, to, job.group_blocks, unpacked);
+        // What is unpacked next comes into L2 meanwhile, a share with each tile.
+        const uint8_t* ahead = b + to * job.panel_bytes / job.blocks;
+        const int64_t step = (to - from) * data_bytes(kFamily) / (stop - tile_begin) + 64;
         for (int64_t tile = tile_begin; tile < stop; ++tile) {
+          for (const uint8_t* until = ahead + step; ahead < until; ahead += 64) {
+            _mm_prefetch(reinterpret_cast<const char*>(ahead), _MM_HINT_T1);
+          }
           const int64_t row = job.row(tile), rows = job.row(tile + 1) - row;
           const uint8_t* a = job.prepared + (row * job.blocks + from * rows) * U::kRow;
           float* out = sums + (row - first_row) * kPanel;

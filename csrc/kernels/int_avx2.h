@@ -169,9 +169,9 @@ static void linear_streamed(const LinearJob& job, int64_t tile_begin, int64_t ti
           const uint8_t* a = job.prepared + row * job.blocks * kRowBytes;
           float* out = totals + (row - first) * kPanel;
           switch (height) {
-#define EDGEC_ROWS(n)                                                                                       \
-  case n:                                                                                                   \
-    stream_blocks<kFamily, n>(a, panels, count, from, to, job.group_blocks, out, rows);                     \
+#define EDGEC_ROWS(n)                                                                   \
+  case n:                                                                               \
+    stream_blocks<kFamily, n>(a, panels, count, from, to, job.group_blocks, out, rows); \
     break;
             EDGEC_ROWS(1)
             EDGEC_ROWS(2)

@@ -56,6 +56,21 @@ int64_t fair_grain(int64_t count, int workers, int64_t macs_each) {
   return best;
 }
 
+constexpr int kAheadStreams = 4;                     // as kStreams of int_avx2.h
+constexpr int64_t kAheadBytes = int64_t{24} << 10;   // of each stream: together a fifth of a small L2
+constexpr int64_t kAheadRows = 12, kAheadLines = 8;  // many rows wait for arithmetic, not for memory
+
+Ahead ahead_of(const LinearArgs& args, int workers) {
+  if (!args.next || args.m > kAheadRows || args.next_n <= 0) return {};
+  const int64_t count = panels(args.next_n);
+  const int64_t panel_bytes = static_cast<int64_t>(packed_nbytes(*args.next_format, args.next_n, args.next_k)) / count;
+  const int64_t grain = fair_grain(count, workers, args.m * args.next_k * kPanel);
+  const int64_t chunks = ceil_div(count, grain), apart = ceil_div(grain, kAheadStreams) * panel_bytes;
+  const int64_t share = chunks / std::min<int64_t>(workers, chunks) * grain;
+  return {static_cast<const uint8_t*>(args.next), share * panel_bytes, apart, std::min(apart, kAheadBytes),
+          static_cast<int>(std::min<int64_t>(kAheadStreams, grain))};
+}
+
 }  // namespace
 
 const IsaOps* select_ops(std::string_view name) {
@@ -122,6 +137,7 @@ void linear(const LinearArgs& args, const ParallelFor& pool, void* scratch, cons
       kernel->run(job, t, std::min(t + stretch, tile_end), panel_begin, panel_end);
     }
   };
+  const Ahead ahead = ahead_of(args, pool.workers);
   // By columns, unless there are too few panels to go round: then by row tiles.
   const int64_t count = panels(args.n);
   if (count >= 2 * pool.workers || count >= job.tiles) {
@@ -132,11 +148,15 @@ void linear(const LinearArgs& args, const ParallelFor& pool, void* scratch, cons
     constexpr int64_t unit = 1;
 #endif
     const int64_t units = ceil_div(count, unit);
-    parallel(pool, count, unit * fair_grain(units, pool.workers, unit * args.m * args.k * kPanel),
-             [&](int64_t begin, int64_t end, int) { slice(0, job.tiles, begin, end); });
+    parallel(
+        pool, count, unit * fair_grain(units, pool.workers, unit * args.m * args.k * kPanel),
+        [&](int64_t begin, int64_t end, int) { slice(0, job.tiles, begin, end); }, ahead.data ? &ahead : nullptr);
   } else {
     parallel(pool, job.tiles, fair_grain(job.tiles, pool.workers, ceil_div(args.m, job.tiles) * args.k * args.n),
              [&](int64_t begin, int64_t end, int) { slice(begin, end, 0, count); });
+  }
+  // The first lines at once: what follows until then may keep this thread busy.
+  for (int64_t i = 0; i < kAheadLines && ahead.fetch(0, 64 * i); ++i) {
   }
 }
 

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <string_view>
 
+#include "kernels/ahead.h"
+
 namespace edgec::kernels {
 
 enum class Activation : int32_t {
@@ -25,19 +27,21 @@ enum class Norm : int32_t { kNone, kRms, kLayer };
 
 // How a caller lends its threads. `run` splits [0, n) into ranges of at least `grain` and calls body(begin, end,
 // worker) for each, 0 <= worker < workers, no two at once with one worker; null runs everything in the calling thread.
+// ahead: null, or what waiting threads may fetch from then on.
 struct ParallelFor {
   using Body = void (*)(void* body_context, int64_t begin, int64_t end, int worker);
   void* context = nullptr;
   int workers = 1;
-  void (*run)(void* context, int64_t n, int64_t grain, void* body_context, Body body) = nullptr;
+  void (*run)(void* context, int64_t n, int64_t grain, void* body_context, Body body, const Ahead* ahead) = nullptr;
 };
 
 template <class F>
-void parallel(const ParallelFor& pool, int64_t n, int64_t grain, F&& f) {
+void parallel(const ParallelFor& pool, int64_t n, int64_t grain, F&& f, const Ahead* ahead = nullptr) {
   if (n <= 0) return;
   if (!pool.run || pool.workers <= 1 || n <= grain) return f(int64_t{0}, n, 0);
-  pool.run(pool.context, n, grain, &f,
-           [](void* body, int64_t begin, int64_t end, int worker) { (*static_cast<F*>(body))(begin, end, worker); });
+  pool.run(
+      pool.context, n, grain, &f,
+      [](void* body, int64_t begin, int64_t end, int worker) { (*static_cast<F*>(body))(begin, end, worker); }, ahead);
 }
 
 // ---- Packed formats: the name is the contract between compiler and kernels (docs/kernels.md has the layouts) ----
@@ -119,6 +123,10 @@ struct LinearArgs {
   Norm norm = Norm::kNone;  // of each row of x: (x - mean) / sqrt(mean square + eps) * norm_gain + norm_bias
   float eps = 0.0f;
   const float *norm_gain = nullptr, *norm_bias = nullptr;  // [k] or null
+  // The packed weight [next_n, next_k] of the product that follows, or null: a hint, read by prefetches only.
+  const Format* next_format = nullptr;
+  const void* next = nullptr;
+  int64_t next_n = 0, next_k = 0;
 };
 
 struct LinearKernel;

@@ -47,9 +47,10 @@ struct Lent {
     pool = (*kept)[threads] = edgec::ThreadPool::get(threads);
     lend.context = pool.get();
     lend.workers = pool->threads();
-    lend.run = [](void* context, int64_t n, int64_t grain, void* body_context, ek::ParallelFor::Body body) {
+    lend.run = [](void* context, int64_t n, int64_t grain, void* body_context, ek::ParallelFor::Body body,
+                  const ek::Ahead* ahead) {
       static_cast<edgec::ThreadPool*>(context)->parallel_for(
-          n, grain, [=](int64_t begin, int64_t end, int worker) { body(body_context, begin, end, worker); });
+          n, grain, [=](int64_t begin, int64_t end, int worker) { body(body_context, begin, end, worker); }, ahead);
     };
   }
   std::shared_ptr<edgec::ThreadPool> pool;
@@ -346,6 +347,11 @@ void gemm_chain(const Floats& x, const std::vector<ChainStep>& steps, Floats& ou
     args.eps = 1e-5f;
     products.push_back(args);
     scratch_bytes = std::max(scratch_bytes, ek::linear_scratch_bytes(format, args.m, k, args.norm));
+  }
+  for (size_t i = 0; i < products.size(); ++i) {
+    const ek::LinearArgs& next = products[(i + 1) % products.size()];
+    products[i].next_format = next.format, products[i].next = next.packed;
+    products[i].next_n = next.n, products[i].next_k = next.k;
   }
   const Lent pool(threads);
   const std::unique_ptr<uint8_t[]> scratch(new uint8_t[scratch_bytes]);

@@ -4,6 +4,7 @@
 #include <array>
 #include <chrono>
 #include <cstring>
+#include <unordered_map>
 #include <utility>
 
 #include "runtime/arena.h"
@@ -312,17 +313,31 @@ void Executor::bind_steps(Binding& b) const {
     b.scratch_bytes = std::max(b.scratch_bytes, total);
     b.steps.push_back(bound);
   }
+  // Backwards, twice: the first of a kernel's steps follows its last, in the next run.
+  std::unordered_map<const Kernel*, size_t> next;
+  for (size_t i = 2 * b.steps.size(); i-- > 0;) {
+    const size_t step = i % b.steps.size();
+    if (kernels_[step] == nullptr) continue;
+    if (next.contains(kernels_[step])) b.steps[step].following = next[kernels_[step]];
+    next[kernels_[step]] = step;
+  }
 }
 
 KernelCall Executor::kernel_call(const Binding& b, const Binding::BoundStep& bound, size_t index) const {
   const Step& step = plan_.steps[index];
+  std::span<const ArgRef> following;
+  if (bound.following < b.steps.size()) {
+    const Binding::BoundStep& next = b.steps[bound.following];
+    following = {b.args.data() + next.args, next.n_args};
+  }
   return {{b.args.data() + bound.args, bound.n_args},
           pool_.get(),
           step.name,
           step.origin,
           scratch_.data(),
           bound.scratch_shared,
-          bound.scratch_stride};
+          bound.scratch_stride,
+          following};
 }
 
 void Executor::resolve(Binding& b) const {

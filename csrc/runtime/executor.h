@@ -23,6 +23,7 @@ struct Binding {
   struct BoundStep {
     size_t slots = 0, n_slots = 0;  // call: its 8-byte arguments, repeated for each worker when it has scratch
     size_t args = 0, n_args = 0;    // kernel
+    size_t following = 0;           // the next step of the same kernel; itself if it is the only one
     int64_t extent = 0;
     bool per_worker = false;
     size_t scratch_shared = 0, scratch_stride = 0;

@@ -58,6 +58,7 @@ struct KernelCall {
   std::string_view name, origin;
   std::byte* scratch_base = nullptr;
   size_t scratch_shared = 0, scratch_stride = 0;  // bytes, multiples of 64
+  std::span<const ArgRef> following;              // of the next step of the same kernel, which a hint may come from
 
   bool has(size_t i) const { return i < args.size() && args[i].kind != Arg::kAbsent; }
   const Tensor& tensor(size_t i) const { return args[i].tensor; }

@@ -105,6 +105,11 @@ void linear(const KernelCall& c) {
   args.norm_gain = gain != nullptr ? gain->as<const float>() : nullptr;
   args.norm_bias = shift != nullptr ? shift->as<const float>() : nullptr;
   if (y.size() == 0) return;
+  if (c.following.size() == c.args.size()) {
+    args.next_format = kernels::find_format(c.following[10].string);
+    args.next = args.next_format != nullptr ? c.following[1].tensor.data : nullptr;
+    args.next_n = c.following[11].i, args.next_k = c.following[12].i;
+  }
   kernels::linear(args, parallel_for(c), c.shared_scratch());
   if (act.after == nullptr) return;
   c.pool->parallel_for(y.size(), kGrainElements, [&](int64_t begin, int64_t end, int) {

@@ -192,7 +192,8 @@ void project_inputs(const Recurrent& r, const Buffers& b) {
     if (args.m > 4 && args.k > 0) {
       kernels::ParallelFor pool{
           r.call->pool, r.call->pool->threads(),
-          [](void* pool, int64_t n, int64_t grain, void* context, kernels::ParallelFor::Body body) {
+          [](void* pool, int64_t n, int64_t grain, void* context, kernels::ParallelFor::Body body,
+             const kernels::Ahead*) {
             static_cast<ThreadPool*>(pool)->parallel_for(
                 n, grain, [=](int64_t first, int64_t last, int worker) { body(context, first, last, worker); });
           }};

@@ -72,7 +72,7 @@ ThreadPool::~ThreadPool() {
   for (std::thread& worker : workers_) worker.join();
 }
 
-void ThreadPool::fork_join(int64_t n, int64_t grain, void* body, Call call) {
+void ThreadPool::fork_join(int64_t n, int64_t grain, void* body, Call call, const kernels::Ahead* ahead) {
   if (inside_job || generation_ != process_generation.load(std::memory_order_relaxed) || !busy_.try_lock()) {
     call(body, 0, n, 0);
     return;
@@ -103,6 +103,7 @@ void ThreadPool::fork_join(int64_t n, int64_t grain, void* body, Call call) {
   }
   body_ = body;
   call_ = call;
+  if (ahead != nullptr) ahead_ = *ahead;
   epoch_.fetch_add(1, std::memory_order_seq_cst);
   if (asleep_.load(std::memory_order_seq_cst) > 0) {
     {
@@ -119,8 +120,9 @@ void ThreadPool::fork_join(int64_t n, int64_t grain, void* body, Call call) {
 
 void ThreadPool::join(std::chrono::steady_clock::time_point start, int64_t own_chunks) {
   const auto finished = std::chrono::steady_clock::now();
+  int64_t fetched = 0;
   for (int spins = 1; active_.load(std::memory_order_seq_cst) != 0; ++spins) {
-    relax();
+    wait(ahead_, 0, fetched);
     if (spins % 4096 == 0) std::this_thread::yield();
   }
   const auto now = std::chrono::steady_clock::now();
@@ -130,6 +132,14 @@ void ThreadPool::join(std::chrono::steady_clock::time_point start, int64_t own_c
     alone_until_ = now + backoff_;
   } else {
     backoff_ -= backoff_ / 8;
+  }
+}
+
+void ThreadPool::wait(const kernels::Ahead& ahead, int worker, int64_t& at) {
+  if (ahead.fetch(worker, at)) {
+    at += 64;
+  } else {
+    relax();
   }
 }
 
@@ -152,6 +162,8 @@ int64_t ThreadPool::work(int worker) {
 void ThreadPool::loop(int worker) {
   inside_job = true;
   uint32_t seen = 0;
+  kernels::Ahead ahead;
+  int64_t fetched = 0;
   for (;;) {
     auto deadline = std::chrono::steady_clock::now() + kSpin;
     for (int spins = 1;; ++spins) {
@@ -162,12 +174,14 @@ void ThreadPool::loop(int worker) {
         if ((now & 1) != 0) {
           seen = now;
           work(worker);
+          if (ahead_.data != ahead.data) fetched = 0;
+          ahead = ahead_;
         }
         active_.fetch_sub(1, std::memory_order_seq_cst);
         deadline = std::chrono::steady_clock::now() + kSpin;
         continue;
       }
-      relax();
+      wait(ahead, worker, fetched);
       if (spins % 64 == 0 && std::chrono::steady_clock::now() > deadline) break;
     }
     std::unique_lock lock(sleep_mutex_);

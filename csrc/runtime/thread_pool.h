@@ -12,6 +12,8 @@
 #include <thread>
 #include <vector>
 
+#include "kernels/ahead.h"
+
 namespace edgec {
 
 class ThreadPool {
@@ -28,9 +30,10 @@ class ThreadPool {
 
   // Calls f(begin, end, worker) over disjoint ranges that cover [0, n), none shorter than `grain` but the last; worker
   // is in [0, threads()) and no two calls at once have the same. f must not throw. While another caller has the pool,
-  // or inside f, everything runs on the calling thread as worker 0.
+  // or inside f, everything runs on the calling thread as worker 0. ahead: what threads may fetch while they wait, from
+  // now to the next one that is given.
   template <class F>
-  void parallel_for(int64_t n, int64_t grain, F&& f) {
+  void parallel_for(int64_t n, int64_t grain, F&& f, const kernels::Ahead* ahead = nullptr) {
     if (n <= 0) return;
     if (threads_ == 1 || n <= grain) {
       f(int64_t{0}, n, 0);
@@ -39,7 +42,8 @@ class ThreadPool {
     using Body = std::remove_reference_t<F>;
     fork_join(
         n, grain, const_cast<void*>(static_cast<const void*>(&f)),
-        [](void* body, int64_t begin, int64_t end, int worker) { (*static_cast<Body*>(body))(begin, end, worker); });
+        [](void* body, int64_t begin, int64_t end, int worker) { (*static_cast<Body*>(body))(begin, end, worker); },
+        ahead);
   }
 
  private:
@@ -51,10 +55,12 @@ class ThreadPool {
     int64_t end = 0;
   };
 
-  void fork_join(int64_t n, int64_t grain, void* body, Call call);
+  void fork_join(int64_t n, int64_t grain, void* body, Call call, const kernels::Ahead* ahead);
   void loop(int worker);
 
   int64_t work(int worker);
+  // Fetches a line of what comes next, or pauses; `at` counts the bytes.
+  static void wait(const kernels::Ahead& ahead, int worker, int64_t& at);
   void join(std::chrono::steady_clock::time_point start, int64_t own_chunks);
 
   const int threads_;
@@ -64,6 +70,7 @@ class ThreadPool {
   Call call_ = nullptr;
   int64_t chunk_ = 1;
   std::vector<Share> shares_;
+  kernels::Ahead ahead_;  // read by workers while they are counted in active_
 
   // While other processes hold the cores, a worker that was interrupted in a chunk makes everybody wait for its next
   // time slice: after such a wait the caller works alone for a while.

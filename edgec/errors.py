@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # Ranges: 10 call, 11 frontend, 12 IR, 13 rewrites and calibration, 14 lowering and targets, 15 artifact, 16 runtime,
-# 19 internal.
+# 17 language models, 19 internal.
 CODES: dict[str, str] = {
     "EC1001": "an option or argument is wrong",
     "EC1002": "a package that this command needs is not installed",
@@ -37,6 +37,10 @@ CODES: dict[str, str] = {
     "EC1606": "memory for this call cannot be had",
     "EC1607": "an output is unknown",
     "EC1608": "a sequence is longer than the context",
+    "EC1701": "the tokenizer is missing or broken",
+    "EC1702": "the chat template is missing or broken",
+    "EC1703": "the model's logits are not numbers",
+    "EC1704": "the output's schema cannot be used",
     "EC1901": "a fault inside edgec",
 }
 

@@ -174,7 +174,20 @@ class Session:
 
 
 def load(
-    path: str | os.PathLike[str], threads: int | None = None, max_context: int | None = None, check: bool = True
+    path: str | os.PathLike[str],
+    threads: int | None = None,
+    max_context: int | None = None,
+    check: bool = True,
+    slots: int | None = None,
 ) -> Session:
-    """Opens an artifact to run it; see Session. Raises EdgecError EC15xx if it is damaged or for another CPU."""
-    return Session(path, threads, max_context, check)
+    """Opens an artifact to run it; see Session, and LanguageModel for one whose manifest has "lm".
+
+    `slots`: sequences that a language model holds at once (default 4). Raises EdgecError EC15xx if it is damaged or
+    for another CPU.
+    """
+    session = Session(path, threads, max_context, check)
+    if not isinstance(session.manifest.get("lm"), dict):
+        return session
+    from edgec.runtime.generate.model import LanguageModel
+
+    return LanguageModel.of(session, max_context, slots)

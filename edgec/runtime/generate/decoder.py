@@ -56,7 +56,7 @@ class Decoder:
 
     def _feeds(self, tokens: np.ndarray, starts: np.ndarray) -> dict[str, np.ndarray]:
         """tokens: int64 [rows, new]; starts: each row's number of tokens before."""
-        rows, new = tokens.shape
+        new = tokens.shape[1]
         ends = starts + new
         feeds = {self.ids: tokens.astype(self.dtypes[self.ids], copy=False)}
         if self.mask is not None:
@@ -124,9 +124,12 @@ class CacheDecoder(Decoder):
     def __init__(self, session: Any, lm: Mapping[str, Any], slots: int, context: int) -> None:
         super().__init__(session, lm, slots, context)
         names = [p.name for p in session.outputs]
-        self.past, self.axis = list(lm["past"]), int(lm["axis"])
+        self.past = list(lm["past"])
         self.present = [names.index(name) for name in lm["present"]]
         ports = {p.name: p for p in session.inputs}
+        grown = session.outputs[self.present[0]].shape
+        # the axis that grows is the one whose size is another afterwards
+        self.axis = next(a for a, d in enumerate(ports[self.past[0]].shape) if isinstance(d, str) and d != grown[a])
         self.branch = next((p.name for p in session.inputs if p.name == "use_cache_branch"), None)
         self.empty = []
         for name in self.past:
@@ -208,7 +211,7 @@ def make_decoder(session: Any, lm: Mapping[str, Any], slots: int, context: int) 
         if lm.get("states"):
             return StateDecoder(session, lm, slots, context)
         return (CacheDecoder if lm.get("past") else RecomputeDecoder)(session, lm, slots, context)
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, StopIteration, IndexError) as error:
         raise EdgecError(
             "EC1503", f"its 'lm' does not fit the model ({type(error).__name__}: {error})", hint="Build it again"
         ) from None

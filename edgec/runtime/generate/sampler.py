@@ -83,7 +83,7 @@ class Sampler:
     def choose(self, logits: np.ndarray, allow: Callable[[np.ndarray], None] | None = None) -> int:
         """The next token after float32 [vocab], which stays as it is. `allow` sets what may not come to -inf.
 
-        Raises EdgecError EC1704 where the logits are no numbers.
+        Raises EdgecError EC1703 where the logits are no numbers.
         """
         if allow is not None or self.penalised or self.counted or self.bias[0].size:
             logits = self._adjusted(logits)
@@ -125,7 +125,9 @@ def _check(logits: np.ndarray, best: int) -> None:
     # argmax stops at the first NaN, so looking at one number finds it
     if not np.isfinite(logits[best]):
         raise EdgecError(
-            "EC1704", "the model's logits are not numbers", hint="Build it with --weights int8 or fp32, and check its input"
+            "EC1703",
+            "the model's logits are not numbers",
+            hint="Build it with --weights int8 or fp32, and check its input",
         )
 
 

@@ -19,14 +19,14 @@ HINT = "Pass a template of your own, or use generate() with a prompt that is alr
 
 
 def failed(reason: str) -> EdgecError:
-    return EdgecError("EC1703", reason, "chat template", HINT)
+    return EdgecError("EC1702", reason, "chat template", HINT)
 
 
 class ChatTemplate:
     """Renders messages to the prompt that a model was trained on."""
 
     def __init__(self, source: str, variables: Mapping[str, Any] | None = None) -> None:
-        """variables: bos_token and the like. Raises EdgecError EC1002, EC1703."""
+        """variables: bos_token and the like. Raises EdgecError EC1002, EC1702."""
         if len(source) > SOURCE_CHARS:
             raise failed(f"it has {len(source)} characters, {SOURCE_CHARS} are allowed")
         jinja2 = need("jinja2", "a chat template")
@@ -37,8 +37,10 @@ class ChatTemplate:
         except (jinja2.TemplateError, RecursionError, ValueError, SyntaxError, MemoryError) as error:
             raise failed(f"it cannot be read: {error}") from None
 
-    def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any) -> str:
-        """The text of the conversation, which ends where the answer begins. Raises EdgecError EC1703."""
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
+    ) -> str:
+        """The text of the conversation, which ends where the answer begins. Raises EdgecError EC1702."""
         environment = self._environment
         environment.ticks = 0
         pieces, size = [], 0
@@ -272,9 +274,7 @@ def special_tokens(*configs: Mapping[str, Any]) -> dict[str, str]:
 def check_messages(messages: Any) -> list[dict[str, Any]]:
     """The messages with their text parts joined. Raises EdgecError EC1001."""
     if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence) or not messages:
-        raise EdgecError(
-            "EC1001", "messages are a list of {'role': ..., 'content': ...} that is not empty", "messages"
-        )
+        raise EdgecError("EC1001", "messages are a list of {'role': ..., 'content': ...} that is not empty", "messages")
     checked = []
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
@@ -286,7 +286,7 @@ def check_messages(messages: Any) -> list[dict[str, Any]]:
             if not all(isinstance(p, str) for p in parts):
                 raise EdgecError("EC1001", "only parts of text are understood", where)
             content = "".join(parts)
-        if content is None and not message.get("tool_calls") or not isinstance(content, (str, type(None))):
+        if (content is None and not message.get("tool_calls")) or not isinstance(content, (str, type(None))):
             raise EdgecError("EC1001", "its content is no text", where)
         checked.append(dict(message) | {"content": content})
     return checked

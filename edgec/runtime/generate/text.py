@@ -20,13 +20,11 @@ def need(package: str, purpose: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError:
-        raise EdgecError(
-            "EC1002", f"{purpose} needs {package}", hint="Install it: pip install 'edgec[lm]'"
-        ) from None
+        raise EdgecError("EC1002", f"{purpose} needs {package}", hint="Install it: pip install 'edgec[lm]'") from None
 
 
 def _guarded(call, *args, what: str):
-    """The call's result; what the tokenizer's Rust code raises, panics too, becomes EC1702."""
+    """The call's result; what the tokenizer's Rust code raises, panics too, becomes EC1701."""
     try:
         return call(*args)
     except (KeyboardInterrupt, SystemExit, EdgecError):
@@ -35,7 +33,7 @@ def _guarded(call, *args, what: str):
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise EdgecError(
-            "EC1702", f"{what}: {error}", "tokenizer.json", "Build the artifact again with the model's own tokenizer"
+            "EC1701", f"{what}: {error}", "tokenizer.json", "Build the artifact again with the model's own tokenizer"
         ) from None
 
 
@@ -43,7 +41,7 @@ class Tokenizer:
     """tokenizer.json through the `tokenizers` package."""
 
     def __init__(self, data: bytes) -> None:
-        """Raises EdgecError EC1002, EC1702."""
+        """Raises EdgecError EC1002, EC1701."""
         library = need("tokenizers", "text")
         self.json = _guarded(bytes(data).decode, what="it is no UTF-8")
         self._tokenizer = _guarded(library.Tokenizer.from_str, self.json, what="it cannot be read")
@@ -153,14 +151,14 @@ def check_stops(stop: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def member_json(members: Any, name: str) -> dict[str, Any]:
-    """A JSON member of an artifact; empty where there is none. Raises EdgecError EC1702."""
+    """A JSON member of an artifact; empty where there is none. Raises EdgecError EC1701."""
     data = members.get(name)
     if data is None:
         return {}
     try:
         value = json.loads(bytes(data))
     except (ValueError, RecursionError) as error:
-        raise EdgecError("EC1702", f"it is no JSON: {error}", name, "Build the artifact again") from None
+        raise EdgecError("EC1701", f"it is no JSON: {error}", name, "Build the artifact again") from None
     if not isinstance(value, dict):
-        raise EdgecError("EC1702", "it is no JSON object", name, "Build the artifact again")
+        raise EdgecError("EC1701", "it is no JSON object", name, "Build the artifact again")
     return value

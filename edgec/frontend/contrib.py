@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from edgec.frontend import movement, quant  # noqa: F401  (their importers are aliased here)
+from edgec.frontend.blocks import block_quantized
 from edgec.frontend.emit import array_of, cast, emit, op, reduce, reshape, transpose
 from edgec.frontend.nn import matmul
 from edgec.frontend.quant import along, dequantize, dynamic_u8, integer_product, limits, quantize
 from edgec.frontend.recurrent import recurrent_of
 from edgec.frontend.reduction import norm_statistics
 from edgec.frontend.registry import MICROSOFT, TABLE, Call, Unsupported, onnx_op
-from edgec.ir.node import Data, Node, constant
-from edgec.ir.types import Quantized, TensorType
+from edgec.ir.node import Node, constant
 
 # activations that fused ops name
 _ACTIVATE = {
@@ -233,44 +233,6 @@ def qgemm(c: Call):
     return y if not c.has(7) else quantize(y, c[7], c.get(8), *limits(c[0].dtype), c[0].dtype)
 
 
-def unpack_blocks(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
-    """[..., blocks, bytes] u8, lowest bits first -> [..., blocks * values] u8, cut to `count`."""
-    per = 8 // bits
-    values = np.stack([(packed >> (bits * i)) & ((1 << bits) - 1) for i in range(per)], axis=-1)
-    return np.ascontiguousarray(values.reshape(*packed.shape[:-2], -1)[..., :count])
-
-
-def block_quantized(c: Call, packed: Node, scales: Node, zeros: Node | None, n: int, k: int, block: int, bits: int):
-    """The weight [n, k] of MatMulNBits as a constant that keeps its bits (or as values where scales aren't f16)."""
-    arrays = [array_of(v) for v in (packed, scales)]
-    if any(a is None for a in arrays):
-        raise Unsupported("weights that are no constants")
-    blocks = -(-k // block)
-    q = unpack_blocks(arrays[0].reshape(n, blocks, -1), bits, k)  # type: ignore[union-attr]
-    scale = arrays[1].reshape(n, blocks).astype(np.float32)  # type: ignore[union-attr]
-    middle = 1 << (bits - 1)
-    if zeros is None:
-        zero = np.full((n, blocks), middle, np.uint8)
-    elif zeros.dtype == "u8":
-        raw = array_of(zeros)
-        if raw is None:
-            raise Unsupported("zero points that are no constants")
-        zero = unpack_blocks(raw.reshape(n, 1, -1), bits, blocks)
-    else:
-        zero = None
-    half = scale.astype(np.float16)
-    exact = np.array_equal(half.astype(np.float32), scale)
-    if zero is not None and exact and block % 2 == 0 and bits in (4, 8):
-        if zeros is None:
-            type = TensorType("f32", (n, k), Quantized(bits, block, False))
-            return constant(Data.quantized(type, (q.astype(np.int16) - middle).astype(np.int8), half))
-        type = TensorType("f32", (n, k), Quantized(bits, block, True))
-        return constant(Data.quantized(type, q, half, zero))
-    offset = array_of(zeros).reshape(n, blocks) if zero is None else zero  # type: ignore[union-attr,arg-type]
-    wide = [np.repeat(v.astype(np.float32), block, axis=1)[:, :k] for v in (offset, scale)]
-    return constant((q.astype(np.float32) - wide[0]) * wide[1])
-
-
 @onnx_op("MatMulNBits", domain=MICROSOFT)
 def matmul_nbits(c: Call):
     bits, n, k = c.attr("bits", 4), c.need_attr("N"), c.need_attr("K")
@@ -280,7 +242,7 @@ def matmul_nbits(c: Call):
         order = array_of(c[4])
         if order is None or not np.array_equal(order[:k], np.arange(k) // c.need_attr("block_size")):
             raise Unsupported("groups in another order (g_idx)")
-    w = block_quantized(c, c[1], c[2], c.get(3), n, k, c.need_attr("block_size"), bits)
+    w = block_quantized(c[1], c[2], c.get(3), n, k, c.need_attr("block_size"), bits)
     x = c[0]
     y = op.linear(x if x.dtype == "f32" else cast(x, "f32"), w, cast(c[5], "f32") if c.has(5) else None)
     return cast(y, x.dtype)
@@ -297,8 +259,5 @@ def gather_block_quantized(c: Call):
     ):
         raise Unsupported(f"a table {data.type} quantized along axis {c.attr('quantize_axis', 1)}")
     n, k = int(data.shape[0]), int(data.shape[1]) * (8 // bits)
-    array = array_of(data)
-    if array is None:
-        raise Unsupported("a table that is no constant")
-    packed = constant(array.reshape(n, -(-k // block), -1))
-    return cast(op.gather(block_quantized(c, packed, c[2], c.get(3), n, k, block, bits), c[1], axis=0), c[2].dtype)
+    table = block_quantized(data, c[2], c.get(3), n, k, block, bits)
+    return cast(op.gather(table, c[1], axis=0), c[2].dtype)

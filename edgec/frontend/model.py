@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -11,6 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from edgec.errors import EdgecError
+from edgec.frontend import wire
 from edgec.ir.data import Data, Part, full_box, sizes
 from edgec.ir.types import TensorType, numpy_dtype
 
@@ -39,7 +41,7 @@ def parse(source: str | os.PathLike | onnx.ModelProto) -> onnx.ModelProto:
         path = Path(source)
         where = str(path)
         try:
-            content = path.read_bytes()
+            content = _read(path)
         except IsADirectoryError:
             raise EdgecError("EC1003", "it is a folder", where, "Give the path of the .onnx file in it") from None
         except OSError as error:
@@ -56,6 +58,14 @@ def parse(source: str | os.PathLike | onnx.ModelProto) -> onnx.ModelProto:
         reason = "it holds no graph" if proto.opset_import else "it names no opset"
         raise EdgecError("EC1101", reason, where, "Check that it is an ONNX model and was downloaded whole")
     return proto
+
+
+def _read(path: Path) -> bytes:
+    """The file, large tensors as references to it."""
+    if is_inside(path.name) and path.stat().st_size > wire.LARGE:
+        with contextlib.suppress(wire.Malformed):
+            return wire.without_tensors(path, path.name)
+    return path.read_bytes()
 
 
 def read(source: str | os.PathLike | onnx.ModelProto) -> ir.Model:
@@ -90,7 +100,7 @@ def source_files(path: str | os.PathLike) -> list[Path]:
             for attribute in node.attribute:
                 locations.update(e.value for e in attribute.t.external_data if e.key == "location")
                 graphs.extend([attribute.g] if attribute.HasField("g") else attribute.graphs)
-    inside = (folder / name for name in sorted(locations) if is_inside(name))
+    inside = (folder / name for name in sorted(locations - {Path(path).name}) if is_inside(name))
     return [Path(path), *(p for p in inside if p.is_file())]
 
 

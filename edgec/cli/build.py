@@ -24,6 +24,8 @@ from edgec.cli.common import (
 )
 from edgec.errors import EdgecError
 
+CHECKED = 10**9  # bytes: onnxruntime holds all of the source
+
 
 def build(
     model: Path,
@@ -81,7 +83,7 @@ def build(
     no_cache
         Make all weights anew, and keep none for the next build.
     no_check
-        Do not compare the artifact with the source afterwards.
+        Do not compare the artifact with the source afterwards (which is done for sources of up to 1 GB).
     """
     start = time.perf_counter()
     name = (model.resolve().name if existing(model).is_dir() else model.stem) + ".edgec"
@@ -116,7 +118,9 @@ def build(
             progress=progress,
         )
         check = None
-        if report.path and not no_check:
+        if report.path and not no_check and report.source_bytes > CHECKED:
+            check = {"skipped": f"the source has more than {bytes_text(CHECKED)}; edgec verify does it"}
+        elif report.path and not no_check:
             progress("check", time.perf_counter() - start)
             check = _check(model, out, constants, calib)
     found = report.to_dict() | {"check": check, "seconds": time.perf_counter() - start}

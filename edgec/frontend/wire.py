@@ -6,10 +6,11 @@ simple enough to step over what is large.
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Iterator
+from io import FileIO
 
+WINDOW = 1 << 12
 LARGE = 1 << 16  # bytes from which a tensor stays in the file
 DEPTH = 64
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
@@ -30,11 +31,30 @@ class Malformed(Exception):
 def without_tensors(path: str | os.PathLike, location: str) -> bytes:
     """The file's bytes with its large tensors as external data of the file `location`, which is this one. OSError,
     Malformed."""
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return b"".join(_message(data, 0, len(data), "model", location, 0))
+    with open(path, "rb", buffering=0) as file:
+        data = _File(file)
+        return b"".join(_message(data, 0, file.seek(0, os.SEEK_END), "model", location, 0))
 
 
-def _varint(data: mmap.mmap, at: int, end: int) -> tuple[int, int]:
+class _File:
+    """A file's bytes by index and slice. Not mapped: mapped pages count as the process's memory."""
+
+    def __init__(self, file: FileIO):
+        self.file, self.window, self.at = file, b"", 0
+
+    def __getitem__(self, i: int) -> int:
+        if not 0 <= i - self.at < len(self.window):
+            self.at, self.window = i, self.read(i, i + WINDOW)
+            if not self.window:
+                raise Malformed
+        return self.window[i - self.at]
+
+    def read(self, begin: int, end: int) -> bytes:
+        self.file.seek(begin)
+        return self.file.read(end - begin)
+
+
+def _varint(data: _File, at: int, end: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         if at >= end or shift > 63:
@@ -46,7 +66,7 @@ def _varint(data: mmap.mmap, at: int, end: int) -> tuple[int, int]:
             return value, at
 
 
-def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
+def _fields(data: _File, at: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
     """(number, wire type, where the field begins, where its content does, where it ends)."""
     while at < end:
         begin = at
@@ -67,7 +87,7 @@ def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int,
         yield number, kind, begin, content, at
 
 
-def _message(data: mmap.mmap, begin: int, end: int, kind: str, location: str, depth: int) -> list[bytes]:
+def _message(data: _File, begin: int, end: int, kind: str, location: str, depth: int) -> list[bytes]:
     if kind == "tensor":
         return _tensor(data, begin, end, location)
     if depth > DEPTH:
@@ -77,28 +97,28 @@ def _message(data: mmap.mmap, begin: int, end: int, kind: str, location: str, de
         below = BELOW.get((kind, number))
         if below is None or wire != BYTES or stop - content < LARGE:
             continue
-        out.append(data[copied:start])
+        out.append(data.read(copied, start))
         out += _field(number, _message(data, content, stop, below, location, depth + 1))
         copied = stop
-    return [*out, data[copied:end]]
+    return [*out, data.read(copied, end)]
 
 
-def _tensor(data: mmap.mmap, begin: int, end: int, location: str) -> list[bytes]:
+def _tensor(data: _File, begin: int, end: int, location: str) -> list[bytes]:
     type_, found, out, copied = 0, [], [], begin
     for number, wire, start, content, stop in _fields(data, begin, end):
         if number == DATA_TYPE and wire == VARINT:
             type_ = data[content]
         elif number in (EXTERNAL_DATA, DATA_LOCATION):
-            return [data[begin:end]]
+            return [data.read(begin, end)]
         elif number in (RAW_DATA, FLOAT_DATA):
             found.append((number, wire))
             if wire == BYTES and stop - content >= LARGE:
-                out.append(data[copied:start])
+                out.append(data.read(copied, start))
                 copied = stop
                 place = (content, stop - content)
     if len(found) != 1 or not out or (found[0][0] == FLOAT_DATA and type_ != FLOAT):
-        return [data[begin:end]]
-    out.append(data[copied:end])
+        return [data.read(begin, end)]
+    out.append(data.read(copied, end))
     for key, value in (("location", location), ("offset", str(place[0])), ("length", str(place[1]))):
         out += _field(EXTERNAL_DATA, [*_field(1, [key.encode()]), *_field(2, [value.encode()])])
     return [*out, _encoded(DATA_LOCATION << 3 | VARINT), _encoded(EXTERNAL)]

@@ -42,9 +42,17 @@ def test_values_and_bits(n, k, block, bits, kind, dtype, wide, seed):
     offset = {"none": np.full((n, blocks), 1 << bits - 1), "bits": zero, "f32": zero + 0.5}[kind]
     packed = make("reshape", constant(pack(q, bits).reshape(-1)), shape=(n, blocks, block * bits // 8))
     data = block_quantized(packed, constant(scale), zeros, n, k, block, bits)["data"]
-    wanted = (q.astype(np.float64) - np.repeat(offset, block, axis=1)) * np.repeat(scale.astype(np.float64), block, axis=1)
+    wanted = (q.astype(np.float64) - np.repeat(offset, block, axis=1)) * np.repeat(
+        scale.astype(np.float64), block, axis=1
+    )
     np.testing.assert_allclose(data.array(), wanted[:, :k], rtol=1e-5)
-    keeps = block >= 32 and bits >= 4 and kind != "f32" and not (wide and dtype is np.float32) and (bits, kind) != (8, "bits")
+    keeps = (
+        block >= 32
+        and bits >= 4
+        and kind != "f32"
+        and not (wide and dtype is np.float32)
+        and (bits, kind) != (8, "bits")
+    )
     assert (data.type.encoding is not None) == keeps
     begin, end = sorted((seed * 7 % n, n))
     for name, part in data.rows(begin, end).items():

@@ -19,7 +19,7 @@ from edgec import _core
 from edgec.errors import EdgecError
 
 MAGIC = b"EDGCWGT1"
-SUFFIX = ".weight"
+SUFFIX, PART = ".weight", ".part"
 WORTH = 1 << 18  # bytes from which an encoded weight is kept on disk: a smaller one is made again sooner than found
 LIMIT = 16 << 30  # bytes that the folder may hold
 RECENT = 3600.0  # seconds in which an entry that was used stays: another build may be about to read it
@@ -80,7 +80,7 @@ class Store:
         return _ScratchWriter(nbytes, self._scratch)
 
     def prune(self) -> None:
-        """Drops what was not used for longest until the folder is within its limit."""
+        """Drops what was not used for longest until the folder is within its limit, and what was left unfinished."""
         if self.folder is None:
             return
         found = []
@@ -88,6 +88,9 @@ class Store:
             try:
                 status = path.stat()
             except OSError:
+                continue
+            if path.suffix == PART and time.time() - status.st_mtime > RECENT:  # of a build that was killed
+                path.unlink(missing_ok=True)
                 continue
             found.append((status.st_mtime, status.st_size, path))
         total = sum(size for _, size, _ in found)
@@ -179,7 +182,7 @@ class _FileWriter(Writer):
     def __init__(self, nbytes: int, path: Path):
         super().__init__(nbytes)
         self.path = path
-        handle, self.temporary = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)
+        handle, self.temporary = tempfile.mkstemp(prefix=".", suffix=PART, dir=path.parent)
         self.file = os.fdopen(handle, "wb")
         self.sums = _Sums()
 

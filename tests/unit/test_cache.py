@@ -76,7 +76,11 @@ def test_the_folder_stays_within_its_limit(tmp_path, data):
         put(store, f"k{i}", data)
         os.utime(store._path(f"k{i}"), (i * 10, i * 10))
     os.utime(store._path("k0"))  # used again
+    (tmp_path / ".x.part").write_bytes(b"unfinished")
+    (tmp_path / ".y.part").write_bytes(b"unfinished")
+    os.utime(tmp_path / ".y.part", (0, 0))
     store.prune()
+    assert [p.name for p in tmp_path.glob("*.part")] == [".x.part"]
     assert [store.find(f"k{i}", data.nbytes) is not None for i in range(4)] == [True, False, False, True]
 
 

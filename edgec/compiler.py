@@ -123,6 +123,7 @@ class Build:
         self.source: dict[str, str] | None = None  # the model's file name and SHA-256
         self.ranges: dict[str, tuple[int, int]] = {}
         self.lm: dict | None = None  # the manifest's key of that name
+        self.files: dict[str, bytes] = {}  # tokenizer, chat template and configs: members of the artifact
         self.parameters = 0  # float numbers that the imported graph holds
         self._dumped = 0
         if self.dump_ir is not None:
@@ -176,6 +177,13 @@ class Build:
         self.graph, self.lm, self.report.notes = rewrites.as_decoder(
             self.graph, self.options.kv_cache, self.options.max_context
         )
+        if self.lm is not None:
+            from edgec.frontend.folder import text_facts
+
+            facts = text_facts(self.files)
+            facts["eos"] = [token for token in facts["eos"] if token < self.lm["vocab"]]
+            facts["context"] = self.lm["context"] or facts["context"]
+            self.lm |= facts
         self.dump("decoder", self.graph)
         verify(self.graph)
         self._done()
@@ -267,7 +275,9 @@ class Build:
             },
         }
         pieces = self._pieces(ALIGN)
-        write_artifact(out, plan=low.plan.encode(), manifest=manifest, code=low.code or None, weights=pieces)
+        write_artifact(
+            out, plan=low.plan.encode(), manifest=manifest, code=low.code or None, weights=pieces, files=self.files
+        )
         self.store.prune()
         r.path, r.artifact_bytes = str(out), Path(out).stat().st_size
         self._memory(out)
@@ -363,17 +373,17 @@ def build(
     stop_after: str | None = None,
     dump_ir: str | os.PathLike | None = None,
     cache: bool | str | os.PathLike = False,
+    tokenizer: str | os.PathLike | None = None,
     progress: Progress | None = None,
 ) -> BuildReport:
     """Compiles an ONNX model into an artifact.
 
-    model: path of an .onnx file, a ModelProto or an IR graph. dims: symbol -> size, (low, high), or another symbol's
-    name. constants: values of inputs that are fixed at build. kv_cache: of a decoder, "fp32", "int8" (kept by the
-    session) or "exposed" (inputs and outputs). max_context: tokens that a kept cache may hold.
-    out: default the model's name with .edgec. stop_after: one of PHASES; nothing is written unless it is the last.
-    Raises EdgecError; a failed build leaves nothing behind.
-    name. constants: values of inputs that are fixed at build. out: default the model's name with .edgec. stop_after:
-    one of PHASES; nothing is written unless it is the last. embedding: bits of tables (and of the head that is tied to
+    model: path of an .onnx file or of a folder with one (see frontend.folder), a ModelProto or an IR graph. dims:
+    symbol -> size, (low, high), or another symbol's name. constants: values of inputs that are fixed at build.
+    kv_cache: of a decoder, "fp32", "int8" (kept by the session) or "exposed" (inputs and outputs). max_context: tokens
+    that a kept cache may hold. out: default the model's name with .edgec. stop_after: one of PHASES; nothing is
+    written unless it is the last. tokenizer: folder whose tokenizer, chat template and configs the artifact takes
+    along, default the model's own; "none" for nothing. embedding: bits of tables (and of the head that is tied to
     one) under int4. cache: True or a folder keeps encoded weights for later builds, so that one that was interrupted
     goes on where it was. Raises EdgecError; a failed build leaves nothing behind but that.
     """
@@ -387,9 +397,15 @@ def build(
     if out is None:
         if not is_path:
             raise EdgecError("EC1001", "a model that is not a file needs a name for the artifact", "out")
-        out = Path(model).with_suffix(".edgec")
+        path = Path(model)
+        out = path.parent / f"{path.resolve().name}.edgec" if path.is_dir() else path.with_suffix(".edgec")
     folder = cache_folder() if cache is True else Path(cache) if cache else None
     job = Build(options, progress, dump_ir, Store(folder, Path(out).parent))
+    if is_path:
+        from edgec.frontend.folder import model_file, text_files
+
+        model = model_file(model)
+        job.files = text_files(model, tokenizer)
     job.load(model, constants)
     steps: dict[str, Callable] = {"import": lambda: None, "rewrite": job.rewrite, "quantize": job.quantize,
                                   "lower": job.lower, "write": lambda: job.write(out)}  # fmt: skip

@@ -44,6 +44,7 @@ def build(
     calib: Path | None = None,
     stop_after: str | None = None,
     dump_ir: Path | None = None,
+    tokenizer: str | None = None,
     no_cache: bool = False,
     no_check: bool = False,
     common: Common = COMMON,
@@ -53,7 +54,7 @@ def build(
     Parameters
     ----------
     model
-        The ONNX model, or a folder that has model.onnx.
+        The ONNX model, or a folder that has model.onnx (or one other model), itself or in its folder onnx/.
     target
         What to compile for; `edgec targets` lists them.
     output
@@ -80,6 +81,9 @@ def build(
         Stop after this phase; nothing is written but what --dump-ir asks for.
     dump_ir
         Write the graph after each phase into this folder.
+    tokenizer
+        The folder whose tokenizer.json, chat template and configs the artifact takes along, by default the model's own;
+        none: without.
     no_cache
         Make all weights anew, and keep none for the next build.
     no_check
@@ -115,6 +119,7 @@ def build(
             stop_after=stop_after,
             dump_ir=dump_ir,
             cache=not no_cache,
+            tokenizer=tokenizer,
             progress=progress,
         )
         check = None
@@ -138,7 +143,9 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def model_file(model: Path) -> Path:
-    return existing(model / "model.onnx") if model.is_dir() else model
+    from edgec.frontend import folder
+
+    return folder.model_file(model)
 
 
 def _check_target(name: str) -> None:

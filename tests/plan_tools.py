@@ -133,7 +133,7 @@ def cache_plan(dtype: str = "f32") -> Plan:
     total = m.plan.expr(ExprOp.EXPR, m.dim("p"), ExprOp.EXPR, m.dim("s"), ExprOp.ADD)
     presents = []
     for i, name in enumerate("kv"):
-        m.plan.states.append(State(f"past.{name}", f"present.{name}", dtype, 2, 6, m.dim("b"), m.dim("s")))
+        m.plan.states.append(State(f"past.{name}", f"present.{name}", dtype, name == "k", 2, 6, m.dim("b"), m.dim("s")))
         past, present = (
             m.plan.value(Value(dtype, (m.dim("b"), m.dim(2), length, m.dim(6)), Storage.STATE, i))
             for length in (m.dim("p"), total)

@@ -1,44 +1,113 @@
-// Attention with an online softmax. A unit of work is (batch, kv head, block of query rows); rows of all query heads
-// that share the kv head count as rows of one block, so that decoding with grouped heads reads K and V once.
+// Attention with an online softmax. A unit of work is (batch, kv head, block of query rows, stretch of the keys); rows
+// of all query heads that share the kv head count as rows of one block, so that K and V are read once for them all.
+// Cached keys lie in panels of 16 tokens (cache.h), the form of a product's right operand: nothing is packed.
 
-constexpr int64_t kQBlock = 20 * kF32Rows, kKvBlock = 128;
+constexpr int64_t kQBlock = 40 * kF32Rows, kKvBlock = 128, kSplitKeys = 64;
+constexpr int64_t kFewRows = 2 * kF32Rows;  // up to here operands are read where they lie
 
-struct AttentionScratch {
-  float *q, *keys, *values, *scores, *out, *peak, *total;
+// Keys and values of one head of one row of the batch.
+struct KvHead {
+  const float *k, *v;  // or:
+  const int8_t *k8, *v8;
+  const float *k_scale, *v_scale;
+  int64_t k_stride, v_stride;  // between tokens; k's only where it is not in panels
+  bool panels;
+  int64_t len, offset;  // query i stands at position i + offset
 };
-static int64_t padded(int64_t n) { return (n + kPanel - 1) / kPanel * kPanel; }
-static int64_t attention_floats(const AttentionArgs& a) {
-  return kQBlock * a.dim + kKvBlock * a.dim + kKvBlock * padded(a.v_dim) + kF32Rows * kKvBlock +
-         kQBlock * padded(a.v_dim) + 2 * kQBlock;
+
+static KvHead kv_head_of(const AttentionArgs& a, int64_t batch, int64_t head) {
+  KvHead h = {};
+  if (!a.cache) {
+    h.k = a.k + batch * a.k_stride[0] + head * a.k_stride[1];
+    h.v = a.v + batch * a.v_stride[0] + head * a.v_stride[1];
+    h.k_stride = a.k_stride[2], h.v_stride = a.v_stride[2];
+    h.len = a.kv_len, h.offset = a.causal_offset;
+    return h;
+  }
+  const CacheRows& c = *a.cache;
+  const std::byte* base = c.bases[batch];
+  h.panels = true, h.v_stride = a.v_dim;
+  h.len = c.lengths[batch] + c.growth, h.offset = h.len - a.q_len;
+  if (c.i8) {
+    h.k8 = reinterpret_cast<const int8_t*>(base + c.k_offset) + head * c.capacity * quads(a.dim) * 4;
+    h.v8 = reinterpret_cast<const int8_t*>(base + c.v_offset) + head * c.capacity * a.v_dim;
+    h.k_scale = reinterpret_cast<const float*>(base + c.k_scales) + head * c.capacity;
+    h.v_scale = reinterpret_cast<const float*>(base + c.v_scales) + head * c.capacity;
+  } else {
+    h.k = reinterpret_cast<const float*>(base + c.k_offset) + head * c.capacity * a.dim;
+    h.v = reinterpret_cast<const float*>(base + c.v_offset) + head * c.capacity * a.v_dim;
+  }
+  return h;
 }
 
-// Scores of one row against `count` keys, then their softmax terms in place; the row of the output is rescaled.
-static void softmax_row(const AttentionArgs& a, int64_t batch, int64_t head, int64_t position, int64_t kv,
-                        int64_t count, float* scores, float* out, float* peak, float* total) {
+static int64_t padded(int64_t n) { return (n + kPanel - 1) / kPanel * kPanel; }
+
+// How the work is cut.
+struct AttentionCut {
+  int64_t rows, block, blocks, splits;
+};
+static AttentionCut cut_attention(const AttentionArgs& a, int workers) {
+  AttentionCut c{a.heads / a.kv_heads * a.q_len, kQBlock, 1, 1};
+  if (c.rows < kQBlock) c.block = (c.rows + kF32Rows - 1) / kF32Rows * kF32Rows;
+  if (c.rows == 0) return {0, kF32Rows, 0, 1};
+  const int64_t heads = a.batch * a.kv_heads;
+  // Enough blocks for the workers, unless a block would have less than a tile.
+  while (c.block > kF32Rows && heads * ((c.rows + c.block - 1) / c.block) < 2 * workers) c.block -= kF32Rows;
+  c.blocks = (c.rows + c.block - 1) / c.block;
+  c.block = ((c.rows + c.blocks - 1) / c.blocks + kF32Rows - 1) / kF32Rows * kF32Rows;  // of equal height
+  const int64_t units = heads * c.blocks, want = (3 * workers + units - 1) / units;
+  if (workers > 1 && c.rows <= kFewRows) c.splits = want < a.kv_len / kSplitKeys ? want : a.kv_len / kSplitKeys;
+  c.splits = c.splits < 1 ? 1 : c.splits;
+  return c;
+}
+
+struct AttentionScratch {
+  float *q, *q_scale, *keys, *values, *scores, *out, *peak, *total;
+  int32_t* position;
+  int16_t* q16;
+};
+static int64_t worker_floats(const AttentionArgs& a, const AttentionCut& c) {
+  return c.block * (a.dim + padded(a.v_dim) + 4 + quads(a.dim) * 2) + kKvBlock * (a.dim + padded(a.v_dim) + kF32Rows);
+}
+static int64_t part_floats(const AttentionArgs& a, const AttentionCut& c) { return c.block * (padded(a.v_dim) + 2); }
+static int64_t attention_floats(const AttentionArgs& a, int workers) {
+  const AttentionCut c = cut_attention(a, workers);
+  const int64_t parts = c.splits > 1 ? a.batch * a.kv_heads * c.blocks * c.splits : 0;
+  return workers * worker_floats(a, c) + parts * part_floats(a, c);
+}
+static AttentionScratch lay_out(const AttentionArgs& a, const AttentionCut& c, float* at) {
+  AttentionScratch s;
+  s.q = at, at += c.block * a.dim;
+  s.out = at, at += c.block * padded(a.v_dim);
+  s.peak = at, at += c.block;
+  s.total = at, at += c.block;
+  s.q_scale = at, at += c.block;
+  s.position = reinterpret_cast<int32_t*>(at), at += c.block;
+  s.q16 = reinterpret_cast<int16_t*>(at), at += c.block * quads(a.dim) * 2;
+  s.keys = at, at += kKvBlock * a.dim;
+  s.values = at, at += kKvBlock * padded(a.v_dim);
+  s.scores = at;
+  return s;
+}
+
+// Scores of one row against `count` keys, then their softmax terms in place; the row of the output is rescaled. Only
+// keys [first, last) are seen.
+static void softmax_row(const AttentionArgs& a, const float* mask, int64_t count, int64_t first, int64_t last,
+                        float* scores, float* out, float* peak, float* total) {
   if (a.softcap > 0.0f) {
     for (int64_t j = 0; j < count; j += 8) store(scores + j, a.softcap * vtanh(load(scores + j) * (1.0f / a.softcap)));
   }
-  if (a.mask) {
-    const int64_t* s = a.mask_stride;
-    const float* mask = a.mask + batch * s[0] + head * s[1] + position * s[2] + kv * s[3];
-    if (s[3] == 1) {
+  if (mask) {
+    const int64_t stride = a.mask_stride[3];
+    if (stride == 1) {
       for (int64_t j = 0; j < count; j += 8) store(scores + j, load(scores + j) + load_n(mask + j, count - j));
     } else {
-      for (int64_t j = 0; j < count; ++j) scores[j] += mask[j * s[3]];
+      for (int64_t j = 0; j < count; ++j) scores[j] += mask[j * stride];
     }
   }
-  int64_t seen = count;
-  if (a.causal) {
-    seen = position + a.causal_offset + 1 - kv;
-    seen = seen < 0 ? 0 : seen < count ? seen : count;
-  }
   const int64_t end = (count + 7) / 8 * 8;
-  if (a.window > 0) {
-    int64_t hidden = position + a.causal_offset + 1 - a.window - kv;
-    hidden = hidden < seen ? hidden : seen;
-    for (int64_t j = 0; j < hidden; ++j) scores[j] = -__builtin_inff();
-  }
-  for (int64_t j = seen; j < end; ++j) scores[j] = -__builtin_inff();
+  for (int64_t j = 0; j < first; ++j) scores[j] = -__builtin_inff();
+  for (int64_t j = last; j < end; ++j) scores[j] = -__builtin_inff();
   f32x8 top = splat(*peak);
   for (int64_t j = 0; j < end; j += 8) top = vmax(load(scores + j), top);
   const float high = max_lane(top);
@@ -59,100 +128,250 @@ static void softmax_row(const AttentionArgs& a, int64_t batch, int64_t head, int
   *total += sum(added);
 }
 
-static void attention_block(const AttentionArgs& a, int64_t batch, int64_t kv_head, int64_t first, int64_t rows,
-                            const AttentionScratch& s) {
-  const int64_t shared = a.heads / a.kv_heads, v_pad = padded(a.v_dim);
-  int64_t last_seen = a.kv_len;
-  if (a.causal) {
-    last_seen = 0;
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t seen = (first + r) % a.q_len + a.causal_offset + 1;
-      last_seen = seen > last_seen ? seen : last_seen;
+// Scores of rows of 16-bit queries with a panel of 8-bit keys; 4 rows at once share the keys' conversion.
+template <int kRows>
+static void score_i8(const int16_t* q, const float* q_scale, const int8_t* keys, const float* k_scale, int64_t depth,
+                     float* out) {
+  for (int half = 0; half < 2; ++half) {
+    i32x8 acc[kRows][2];
+    for (int r = 0; r < kRows; ++r) acc[r][0] = acc[r][1] = splat_i(0);
+    const int8_t* k = keys + 32 * half;
+    for (int64_t d = 0; d < depth; ++d, k += 64) {
+      const i16x16 k0 = widen_i8(k), k1 = widen_i8(k + 16);
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) {
+        const i16x16 v = splat_quad(q + (r * depth + d) * 4);
+        acc[r][0] += multiply_pairs(k0, v);
+        acc[r][1] += multiply_pairs(k1, v);
+      }
     }
-    last_seen = last_seen < a.kv_len ? last_seen : a.kv_len;
+    for (int r = 0; r < kRows; ++r) {
+      const f32x8 dots = to_float(add_neighbours(acc[r][0], acc[r][1]));
+      store(out + r * kKvBlock + 8 * half, dots * q_scale[r] * load(k_scale + 8 * half));
+    }
   }
+}
+static void score_rows_i8(int64_t rows, const int16_t* q, const float* q_scale, const int8_t* keys,
+                          const float* k_scale, int64_t depth, float* out) {
+  for (; rows >= 4; rows -= 4, q += 16 * depth, q_scale += 4, out += 4 * kKvBlock)
+    score_i8<4>(q, q_scale, keys, k_scale, depth, out);
+  if (rows == 3) score_i8<3>(q, q_scale, keys, k_scale, depth, out);
+  if (rows == 2) score_i8<2>(q, q_scale, keys, k_scale, depth, out);
+  if (rows == 1) score_i8<1>(q, q_scale, keys, k_scale, depth, out);
+}
+
+// out[r][16 columns] += sum over tokens of p[r][t] * v[t]; the tokens' scales are in p.
+template <int kRows>
+static void gather_i8(const float* p, const int8_t* v, int64_t v_stride, int64_t count, float* out, int64_t out_ld) {
+  f32x8 acc[kRows][2];
+  for (int r = 0; r < kRows; ++r) acc[r][0] = load(out + r * out_ld), acc[r][1] = load(out + r * out_ld + 8);
+  for (int64_t t = 0; t < count; ++t, v += v_stride) {
+    const f32x8 v0 = __builtin_convertvector(*reinterpret_cast<const i8x8u*>(v), f32x8);
+    const f32x8 v1 = __builtin_convertvector(*reinterpret_cast<const i8x8u*>(v + 8), f32x8);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      const f32x8 w = splat(p[r * kKvBlock + t]);
+      acc[r][0] += w * v0;
+      acc[r][1] += w * v1;
+    }
+  }
+  for (int r = 0; r < kRows; ++r) store(out + r * out_ld, acc[r][0]), store(out + r * out_ld + 8, acc[r][1]);
+}
+static void gather_rows_i8(int64_t rows, const float* p, const int8_t* v, int64_t v_stride, int64_t count, float* out,
+                           int64_t out_ld) {
+  for (; rows >= 4; rows -= 4, p += 4 * kKvBlock, out += 4 * out_ld) gather_i8<4>(p, v, v_stride, count, out, out_ld);
+  if (rows == 3) gather_i8<3>(p, v, v_stride, count, out, out_ld);
+  if (rows == 2) gather_i8<2>(p, v, v_stride, count, out, out_ld);
+  if (rows == 1) gather_i8<1>(p, v, v_stride, count, out, out_ld);
+}
+
+// A block's keys as f32 panels, and columns [from, v_dim) of its values as panels of 16 columns.
+static const float* block_keys(const AttentionArgs& a, const KvHead& h, int64_t kv, int64_t count, float* to) {
+  if (h.panels && h.k) return h.k + kv * a.dim;
+  for (int64_t n = 0; n < count; n += kPanel) {
+    float* panel = to + n * a.dim;
+    if (h.k8) {
+      widen_key_panel(h.k8 + (kv + n) * quads(a.dim) * 4, h.k_scale + kv + n, a.dim, panel);
+    } else {
+      pack_panel(h.k + (kv + n) * h.k_stride, 1, h.k_stride, a.dim, count - n < kPanel ? count - n : kPanel, panel);
+    }
+  }
+  return to;
+}
+static void pack_values(const AttentionArgs& a, const KvHead& h, int64_t kv, int64_t count, int64_t from, bool scaled,
+                        float* to) {
+  for (int64_t d = from; d < a.v_dim; d += kPanel) {
+    const int64_t valid = a.v_dim - d < kPanel ? a.v_dim - d : kPanel;
+    float* panel = to + d * kKvBlock;
+    if (!h.v8) {
+      pack_panel(h.v + kv * h.v_stride + d, h.v_stride, 1, count, valid, panel);
+      continue;
+    }
+    for (int64_t t = 0; t < count; ++t, panel += kPanel) {
+      const int8_t* v = h.v8 + (kv + t) * h.v_stride + d;
+      const float scale = scaled ? h.v_scale[kv + t] : 1.0f;
+      if (valid == kPanel) {
+        store(panel, __builtin_convertvector(*reinterpret_cast<const i8x8u*>(v), f32x8) * scale);
+        store(panel + 8, __builtin_convertvector(*reinterpret_cast<const i8x8u*>(v + 8), f32x8) * scale);
+      } else {
+        for (int64_t i = 0; i < kPanel; ++i) panel[i] = i < valid ? static_cast<float>(v[i]) * scale : 0.0f;
+      }
+    }
+  }
+}
+
+// The rows' queries, scaled; in 16 bits as well where the keys are of 8 bits and the rows few.
+static void prepare_rows(const AttentionArgs& a, const KvHead& h, int64_t batch, int64_t kv_head, int64_t first,
+                         int64_t rows, const AttentionScratch& s) {
+  const int64_t shared = a.heads / a.kv_heads, v_pad = padded(a.v_dim), quad_count = quads(a.dim);
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t head = kv_head * shared + (first + r) / a.q_len, position = (first + r) % a.q_len;
-    const float* q = a.q + batch * a.q_stride[0] + head * a.q_stride[1] + position * a.q_stride[2];
-    for (int64_t d = 0; d < a.dim; ++d) s.q[r * a.dim + d] = q[d] * a.scale;
+    const float* from = a.q + batch * a.q_stride[0] + head * a.q_stride[1] + position * a.q_stride[2];
+    float* q = s.q + r * a.dim;
+    for (int64_t d = 0; d < a.dim; ++d) q[d] = from[d] * a.scale;
+    s.position[r] = static_cast<int32_t>(position);
     s.peak[r] = -__builtin_inff();
     s.total[r] = 0.0f;
     for (int64_t d = 0; d < v_pad; d += 8) store(s.out + r * v_pad + d, splat(0.0f));
-  }
-  for (int64_t kv = 0; kv < last_seen; kv += kKvBlock) {
-    const int64_t count = last_seen - kv < kKvBlock ? last_seen - kv : kKvBlock;
-    const float* keys = a.k + batch * a.k_stride[0] + kv_head * a.k_stride[1] + kv * a.k_stride[2];
-    const float* values = a.v + batch * a.v_stride[0] + kv_head * a.v_stride[1] + kv * a.v_stride[2];
-    for (int64_t n = 0; n < count; n += kPanel) {
-      const int64_t valid = count - n < kPanel ? count - n : kPanel;
-      pack_panel(keys + n * a.k_stride[2], 1, a.k_stride[2], a.dim, valid, s.keys + n * a.dim);
-    }
-    // V in place when few rows use it; packed otherwise, since its rows' stride may map them all to a few cache sets.
-    const bool packed = rows > 2 * kF32Rows;
-    for (int64_t d = packed ? 0 : a.v_dim / kPanel * kPanel; d < a.v_dim; d += kPanel) {
-      const int64_t valid = a.v_dim - d < kPanel ? a.v_dim - d : kPanel;
-      pack_panel(values + d, a.v_stride[2], 1, count, valid, s.values + d * kKvBlock);
-    }
-    for (int64_t r = 0; r < rows; r += kF32Rows) {
-      const int64_t mr = rows - r < kF32Rows ? rows - r : kF32Rows;
-      for (int64_t n = 0; n < count; n += kPanel) {
-        f32_rows<false>(mr, s.q + r * a.dim, a.dim, 1, s.keys + n * a.dim, kPanel, a.dim, s.scores + n, kKvBlock);
-      }
-      for (int64_t i = 0; i < mr; ++i) {
-        const int64_t row = first + r + i;
-        softmax_row(a, batch, kv_head * shared + row / a.q_len, row % a.q_len, kv, count, s.scores + i * kKvBlock,
-                    s.out + (r + i) * v_pad, s.peak + r + i, s.total + r + i);
-      }
-      for (int64_t d = 0; d < a.v_dim; d += kPanel) {
-        const bool direct = !packed && a.v_dim - d >= kPanel;
-        f32_rows<true>(mr, s.scores, kKvBlock, 1, direct ? values + d : s.values + d * kKvBlock,
-                       direct ? a.v_stride[2] : kPanel, count, s.out + r * v_pad + d, v_pad);
-      }
-    }
-  }
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t head = kv_head * shared + (first + r) / a.q_len, position = (first + r) % a.q_len;
-    float* out = a.out + batch * a.out_stride[0] + head * a.out_stride[1] + position * a.out_stride[2];
-    const f32x8 inverse = splat(a.kv_len ? 1.0f / s.total[r] : 0.0f);
-    for (int64_t d = 0; d < a.v_dim; d += 8) store_n(out + d, load(s.out + r * v_pad + d) * inverse, a.v_dim - d);
+    if (!h.k8 || rows > kFewRows) continue;
+    // As many levels as the sum of dim products of 8 bits leaves room for in 32.
+    const int64_t room = INT32_MAX / (127 * 4 * (quad_count > 0 ? quad_count : 1));
+    s.q_scale[r] = quantize_row_i16(q, a.dim, room < INT16_MAX ? static_cast<float>(room) : 32767.0f, quad_count * 4,
+                                    s.q16 + r * quad_count * 4);
   }
 }
 
-// The arguments of one row of the batch, its cache taken as k and v.
-static AttentionArgs row_args(const AttentionArgs& a, int64_t batch) {
-  AttentionArgs r = a;
-  if (!a.cache) return r;
-  const CacheRows& c = *a.cache;
-  r.kv_len = c.lengths[batch] + c.growth;
-  r.causal_offset = r.kv_len - a.q_len;
-  r.k = reinterpret_cast<const float*>(c.bases[batch] + c.k_offset);
-  r.v = reinterpret_cast<const float*>(c.bases[batch] + c.v_offset);
-  r.k_stride[0] = r.v_stride[0] = 0;
-  return r;
+// Rows [first, first + rows) of a kv head against the keys [begin, end): s.out holds their sums, not yet divided.
+static void attention_block(const AttentionArgs& a, const KvHead& h, int64_t batch, int64_t kv_head, int64_t first,
+                            int64_t rows, int64_t begin, int64_t end, const AttentionScratch& s) {
+  const int64_t shared = a.heads / a.kv_heads, v_pad = padded(a.v_dim), depth = quads(a.dim);
+  prepare_rows(a, h, batch, kv_head, first, rows, s);
+  const bool in_i8 = h.k8 && rows <= kFewRows;
+  // V in place when few rows use it; packed otherwise, since its rows' stride may map them all to a few cache sets.
+  const bool in_place = h.panels ? h.v != nullptr : rows <= kFewRows;
+  const int64_t whole = a.v_dim / kPanel * kPanel;
+  int64_t last_seen = end, first_seen = begin;
+  if (a.causal || a.window > 0) {
+    int64_t low = a.q_len, high = 0;
+    for (int64_t r = 0; r < rows; ++r) {
+      low = s.position[r] < low ? s.position[r] : low;
+      high = s.position[r] > high ? s.position[r] : high;
+    }
+    if (a.causal && high + h.offset + 1 < last_seen) last_seen = high + h.offset + 1;
+    if (a.window > 0 && low + h.offset + 1 - a.window > first_seen)
+      first_seen = (low + h.offset + 1 - a.window) / kPanel * kPanel;
+  }
+  for (int64_t kv = first_seen; kv < last_seen; kv += kKvBlock) {
+    const int64_t count = last_seen - kv < kKvBlock ? last_seen - kv : kKvBlock;
+    const float* keys = in_i8 ? nullptr : block_keys(a, h, kv, count, s.keys);
+    pack_values(a, h, kv, count, in_place || in_i8 ? whole : 0, !in_i8, s.values);
+    for (int64_t r = 0; r < rows; r += kF32Rows) {
+      const int64_t mr = rows - r < kF32Rows ? rows - r : kF32Rows;
+      int64_t low[kF32Rows], high[kF32Rows], seen = 0, hidden = count;
+      for (int64_t i = 0; i < mr; ++i) {
+        const int64_t at = s.position[r + i] + h.offset + 1 - kv;  // keys of this block up to the row's own position
+        high[i] = a.causal ? (at < 0 ? 0 : at < count ? at : count) : count;
+        low[i] = a.window > 0 && at > a.window ? at - a.window : 0;
+        low[i] = low[i] < high[i] ? low[i] : high[i];
+        seen = high[i] > seen ? high[i] : seen;
+        hidden = low[i] < hidden ? low[i] : hidden;
+      }
+      if (seen <= hidden) continue;
+      for (int64_t n = 0; n < seen; n += kPanel) {
+        if (in_i8) {
+          score_rows_i8(mr, s.q16 + r * depth * 4, s.q_scale + r, h.k8 + (kv + n) * depth * 4, h.k_scale + kv + n,
+                        depth, s.scores + n);
+        } else {
+          f32_rows<false>(mr, s.q + r * a.dim, a.dim, 1, keys + n * a.dim, kPanel, a.dim, s.scores + n, kKvBlock);
+        }
+      }
+      for (int64_t i = 0; i < mr; ++i) {
+        const int64_t row = first + r + i, head = kv_head * shared + row / a.q_len;
+        const int64_t* m = a.mask_stride;
+        const float* mask =
+            a.mask ? a.mask + batch * m[0] + head * m[1] + s.position[r + i] * m[2] + kv * m[3] : nullptr;
+        float* scores = s.scores + i * kKvBlock;
+        softmax_row(a, mask, seen, low[i], high[i], scores, s.out + (r + i) * v_pad, s.peak + r + i, s.total + r + i);
+        if (!in_i8) continue;
+        for (int64_t t = 0; t < seen; t += 8) store(scores + t, load(scores + t) * load(h.v_scale + kv + t));
+      }
+      for (int64_t d = 0; d < a.v_dim; d += kPanel) {
+        float* out = s.out + r * v_pad + d;
+        if (in_i8 && d < whole) {
+          gather_rows_i8(mr, s.scores, h.v8 + kv * h.v_stride + d, h.v_stride, seen, out, v_pad);
+        } else if (in_place && d < whole) {
+          f32_rows<true>(mr, s.scores, kKvBlock, 1, h.v + kv * h.v_stride + d, h.v_stride, seen, out, v_pad);
+        } else {
+          f32_rows<true>(mr, s.scores, kKvBlock, 1, s.values + d * kKvBlock, kPanel, seen, out, v_pad);
+        }
+      }
+    }
+  }
+}
+
+static float* out_row(const AttentionArgs& a, int64_t batch, int64_t kv_head, int64_t row) {
+  const int64_t head = kv_head * (a.heads / a.kv_heads) + row / a.q_len, position = row % a.q_len;
+  return a.out + batch * a.out_stride[0] + head * a.out_stride[1] + position * a.out_stride[2];
+}
+
+// One row from the sums over each stretch of the keys, `step` floats apart.
+static void combine_row(const AttentionArgs& a, const float* out, const float* peak, const float* total, int64_t step,
+                        int64_t splits, bool any, float* to) {
+  float high = -__builtin_inff(), all = 0.0f;
+  for (int64_t i = 0; i < splits; ++i) high = peak[i * step] > high ? peak[i * step] : high;
+  const float base = high == -__builtin_inff() ? 0.0f : high;
+  if (splits == 1) {
+    all = *total;
+  } else {
+    for (int64_t i = 0; i < splits; ++i) all += total[i * step] * vexp_negative(splat(peak[i * step] - base))[0];
+  }
+  const float inverse = any ? 1.0f / all : 0.0f;
+  for (int64_t d = 0; d < a.v_dim; d += 8) {
+    f32x8 sums = load(out + d);
+    if (splits > 1) {
+      sums = splat(0.0f);
+      for (int64_t i = 0; i < splits; ++i)
+        sums += load(out + i * step + d) * vexp_negative(splat(peak[i * step] - base))[0];
+    }
+    store_n(to + d, sums * inverse, a.v_dim - d);
+  }
 }
 
 static void attention_heads(const AttentionArgs& a, const ParallelFor& pool, void* scratch) {
-  const int64_t rows = a.heads / a.kv_heads * a.q_len;
-  // Enough blocks for the workers, unless a block would have less than a tile.
-  int64_t block = kQBlock;
-  while (block > kF32Rows && a.batch * a.kv_heads * ((rows + block - 1) / block) < 2 * pool.workers) block -= kF32Rows;
-  const int64_t blocks = (rows + block - 1) / block;
-  block = ((rows + blocks - 1) / blocks + kF32Rows - 1) / kF32Rows * kF32Rows;  // of equal height
-  const int64_t grain = 1 + kGrainMacs / (1 + block * a.kv_len * (a.dim + a.v_dim));
-  parallel(pool, a.batch * a.kv_heads * blocks, grain, [&](int64_t begin, int64_t end, int worker) {
-    AttentionScratch s;
-    float* at = static_cast<float*>(scratch) + worker * attention_floats(a);
-    const int64_t v_pad = padded(a.v_dim);
-    s.q = at, at += kQBlock * a.dim;
-    s.keys = at, at += kKvBlock * a.dim;
-    s.values = at, at += kKvBlock * v_pad;
-    s.scores = at, at += kF32Rows * kKvBlock;
-    s.out = at, at += kQBlock * v_pad;
-    s.peak = at, s.total = at + kQBlock;
+  const AttentionCut c = cut_attention(a, pool.workers);
+  const int64_t v_pad = padded(a.v_dim), floats = worker_floats(a, c), part = part_floats(a, c);
+  float* parts = static_cast<float*>(scratch) + pool.workers * floats;
+  const int64_t grain = 1 + kGrainMacs / (1 + c.block * (a.kv_len / c.splits) * (a.dim + a.v_dim));
+  parallel(pool, a.batch * a.kv_heads * c.blocks * c.splits, grain, [&](int64_t begin, int64_t end, int worker) {
+    AttentionScratch s = lay_out(a, c, static_cast<float*>(scratch) + worker * floats);
     for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t first = unit % blocks * block, head = unit / blocks % a.kv_heads;
-      const int64_t batch = unit / blocks / a.kv_heads;
-      attention_block(row_args(a, batch), batch, head, first, rows - first < block ? rows - first : block, s);
+      const int64_t split = unit % c.splits, block = unit / c.splits % c.blocks;
+      const int64_t kv_head = unit / c.splits / c.blocks % a.kv_heads, batch = unit / c.splits / c.blocks / a.kv_heads;
+      const int64_t first = block * c.block, rows = c.rows - first < c.block ? c.rows - first : c.block;
+      const KvHead h = kv_head_of(a, batch, kv_head);
+      // Whole panels in each stretch, but for the last.
+      const int64_t stretch = (h.len / c.splits + kPanel - 1) / kPanel * kPanel;
+      const int64_t from = split * stretch < h.len ? split * stretch : h.len;
+      const int64_t to = split + 1 < c.splits && from + stretch < h.len ? from + stretch : h.len;
+      if (c.splits > 1) {
+        s.out = parts + unit * part;
+        s.peak = s.out + c.block * v_pad, s.total = s.peak + c.block;
+      }
+      attention_block(a, h, batch, kv_head, first, rows, from, to, s);
+      if (c.splits > 1) continue;
+      for (int64_t r = 0; r < rows; ++r)
+        combine_row(a, s.out + r * v_pad, s.peak + r, s.total + r, 0, 1, h.len > 0, out_row(a, batch, kv_head, first + r));
     }
   });
+  if (c.splits == 1) return;
+  for (int64_t unit = 0; unit < a.batch * a.kv_heads * c.blocks; ++unit) {
+    const int64_t first = unit % c.blocks * c.block, rows = c.rows - first < c.block ? c.rows - first : c.block;
+    const float* out = parts + unit * c.splits * part;
+    const int64_t kv_head = unit / c.blocks % a.kv_heads, batch = unit / c.blocks / a.kv_heads;
+    const bool any = kv_head_of(a, batch, kv_head).len > 0;
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* peak = out + c.block * v_pad + r;
+      combine_row(a, out + r * v_pad, peak, peak + c.block, part, c.splits, any, out_row(a, batch, kv_head, first + r));
+    }
+  }
 }

@@ -78,7 +78,8 @@ struct IsaOps {
   void (*quantize)(const QuantizeArgs&, int64_t row_begin, int64_t row_end);
   void (*widen)(const WidenArgs&, int64_t row_begin, int64_t row_end);
   void (*math)(Activation act, const float* x, int64_t n, float* y);  // for tests of the stated bounds
-  int64_t (*attention_floats)(const AttentionArgs&);
+  int64_t (*attention_floats)(const AttentionArgs&, int workers);
+  void (*cache_write)(const CacheWrite&);
 };
 extern const IsaOps kOps_avx2, kOps_neon, kOps_generic;
 

@@ -169,12 +169,22 @@ void matmul_f32(const MatmulArgs& args, const ParallelFor& pool, void* scratch, 
 }
 
 size_t attention_scratch_bytes(const AttentionArgs& args, int workers) {
-  const int64_t floats = std::max(ops_or_best(nullptr).attention_floats(args), kOps_generic.attention_floats(args));
-  return static_cast<size_t>(floats) * sizeof(float) * workers + 64;
+  const int64_t floats =
+      std::max(ops_or_best(nullptr).attention_floats(args, workers), kOps_generic.attention_floats(args, workers));
+  return static_cast<size_t>(floats) * sizeof(float) + 64;
 }
 
 void attention_f32(const AttentionArgs& args, const ParallelFor& pool, void* scratch, const IsaOps* ops) {
   ops_or_best(ops).attention(args, pool, align64(scratch));
+}
+
+void cache_write(const CacheWrite& write, const IsaOps* ops) { ops_or_best(ops).cache_write(write); }
+
+float cache_read(const CacheWrite& w, int64_t token, int64_t d) {
+  const int64_t lane = token % kPanel, dim = cache_bytes(w.dim, w.panels, true);
+  if (!w.i8) return static_cast<const float*>(w.to)[w.panels ? (token - lane) * w.dim + d * kPanel + lane : token * w.dim + d];
+  const int64_t at = w.panels ? (token - lane) * dim + d / 4 * 64 + lane * 4 + d % 4 : token * dim + d;
+  return static_cast<float>(static_cast<const int8_t*>(w.to)[at]) * w.scales[token];
 }
 
 bool gather_rows(const Format& format, const void* packed, int64_t rows, int64_t dim, const int64_t* indices,

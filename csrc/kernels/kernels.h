@@ -157,9 +157,9 @@ struct MatmulArgs {
 size_t matmul_scratch_bytes(const MatmulArgs& args, int workers);
 void matmul_f32(const MatmulArgs& args, const ParallelFor& pool, void* scratch, const IsaOps* ops = nullptr);
 
-// Keys and values in states: each row of the batch has its own memory and length. Head h's token t is at
-// bases[row] + k_offset + (h * capacity + t) * dim items; the scales of i8 items at bases[row] + k_scales,
-// [h][capacity].
+// Keys and values in states: each row of the batch has its own memory and length. From bases[row] + k_offset on
+// its heads follow one another, each laid out as cache.h says, with room for `capacity` tokens, which are whole panels;
+// the scales of i8 items from bases[row] + k_scales on, [head][capacity].
 struct CacheRows {
   const std::byte* const* bases = nullptr;
   const int64_t* lengths = nullptr;
@@ -168,6 +168,24 @@ struct CacheRows {
   size_t k_offset = 0, v_offset = 0, k_scales = 0, v_scales = 0;
   bool i8 = false;
 };
+
+// `count` tokens of one head go into a cache behind `first` others.
+struct CacheWrite {
+  const float* from = nullptr;
+  int64_t stride = 0;  // floats from token to token
+  int64_t count = 0, first = 0, dim = 0;
+  bool panels = false, i8 = false;  // panels: keys
+  void* to = nullptr;               // the head's items
+  float* scales = nullptr;          // the head's, [capacity]
+};
+constexpr int64_t kCacheDim = 1024;  // the largest dim of an i8 cache
+void cache_write(const CacheWrite& write, const IsaOps* ops = nullptr);
+// What a cache has at `token` of a head, for tests.
+float cache_read(const CacheWrite& write, int64_t token, int64_t d);
+// Bytes of one token of one head.
+inline int64_t cache_bytes(int64_t dim, bool panels, bool i8) {
+  return i8 ? (panels ? (dim + 3) / 4 * 4 : dim) : 4 * dim;
+}
 
 // out[b, h, i] = softmax_j(scale * q[b, h, i] . k[b, h / (heads / kv_heads), j] + mask[b, h, i, j]) @ v. Strides in
 // elements; the last axis of q, k, v, mask and out is contiguous (mask's may be 0: one value for all j).

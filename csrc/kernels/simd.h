@@ -7,6 +7,7 @@ typedef float f32x8u __attribute__((vector_size(32), aligned(4), may_alias));
 typedef int32_t i32x8u __attribute__((vector_size(32), aligned(4), may_alias));
 typedef int8_t i8x8 __attribute__((vector_size(8)));
 typedef int8_t i8x8u __attribute__((vector_size(8), aligned(1), may_alias));
+typedef int16_t i16x16 __attribute__((vector_size(32)));
 
 #define EDGEC_INLINE static inline __attribute__((always_inline))
 #define EDGEC_MEMBER __attribute__((always_inline))
@@ -78,6 +79,68 @@ EDGEC_INLINE i32x8 round_even(f32x8 v) {
   return bits(v + 12582912.0f) - 0x4b400000;
 #endif
 }
+
+// 16 bytes in 16 bits; four numbers of 16 bits again and again; sums of two neighbouring products; the sums of
+// neighbours, of a before those of b.
+#if defined(__AVX2__)
+EDGEC_INLINE i16x16 widen_i8(const int8_t* p) {
+  return reinterpret_cast<i16x16>(_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+EDGEC_INLINE i16x16 splat_quad(const int16_t* p) {
+  return reinterpret_cast<i16x16>(_mm256_broadcastq_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+EDGEC_INLINE i32x8 multiply_pairs(i16x16 a, i16x16 b) {
+  return reinterpret_cast<i32x8>(_mm256_madd_epi16(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+}
+EDGEC_INLINE i32x8 add_neighbours(i32x8 a, i32x8 b) {
+  const __m256i sums = _mm256_hadd_epi32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b));
+  return reinterpret_cast<i32x8>(_mm256_permute4x64_epi64(sums, 0xd8));
+}
+#else
+EDGEC_INLINE i16x16 widen_i8(const int8_t* p) {
+  i16x16 r;
+  for (int i = 0; i < 16; ++i) r[i] = p[i];
+  return r;
+}
+EDGEC_INLINE i16x16 splat_quad(const int16_t* p) {
+  return i16x16{p[0], p[1], p[2], p[3], p[0], p[1], p[2], p[3], p[0], p[1], p[2], p[3], p[0], p[1], p[2], p[3]};
+}
+#if defined(__aarch64__)
+struct Halves16 {
+  int16x8_t low, high;
+};
+struct Halves32 {
+  int32x4_t low, high;
+};
+template <class To, class From>
+EDGEC_INLINE To halves(From v) {
+  To r;
+  __builtin_memcpy(&r, &v, 32);
+  return r;
+}
+EDGEC_INLINE i32x8 multiply_pairs(i16x16 a, i16x16 b) {
+  const Halves16 x = halves<Halves16>(a), y = halves<Halves16>(b);
+  const Halves32 r = {
+      vpaddq_s32(vmull_s16(vget_low_s16(x.low), vget_low_s16(y.low)), vmull_high_s16(x.low, y.low)),
+      vpaddq_s32(vmull_s16(vget_low_s16(x.high), vget_low_s16(y.high)), vmull_high_s16(x.high, y.high))};
+  return halves<i32x8>(r);
+}
+EDGEC_INLINE i32x8 add_neighbours(i32x8 a, i32x8 b) {
+  const Halves32 x = halves<Halves32>(a), y = halves<Halves32>(b);
+  const Halves32 r = {vpaddq_s32(x.low, x.high), vpaddq_s32(y.low, y.high)};
+  return halves<i32x8>(r);
+}
+#else
+EDGEC_INLINE i32x8 multiply_pairs(i16x16 a, i16x16 b) {
+  i32x8 r;
+  for (int i = 0; i < 8; ++i) r[i] = a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1];
+  return r;
+}
+EDGEC_INLINE i32x8 add_neighbours(i32x8 a, i32x8 b) {
+  return i32x8{a[0] + a[1], a[2] + a[3], a[4] + a[5], a[6] + a[7], b[0] + b[1], b[2] + b[3], b[4] + b[5], b[6] + b[7]};
+}
+#endif
+#endif
 
 EDGEC_INLINE float half_to_float(uint16_t h) {
 #if defined(__F16C__)

@@ -89,7 +89,7 @@ void attention(const KernelCall& c) {
 void attention_cached(const KernelCall& c) {
   kernels::AttentionArgs args = attention_args(c);
   const StateView &k = *c.tensor(1).state, &v = *c.tensor(2).state;
-  c.require(k.rows == args.batch && k.dtype == v.dtype, "its states do not fit");
+  c.require(k.rows == args.batch && k.dtype == v.dtype && k.keys && !v.keys, "its states do not fit");
   kernels::CacheRows cache;
   cache.bases = k.bases;
   cache.lengths = k.lengths;
@@ -101,20 +101,9 @@ void attention_cached(const KernelCall& c) {
   cache.v_scales = v.scales;
   cache.capacity = k.capacity;
   cache.i8 = k.dtype == DType::kI8;
-  c.require(!cache.i8, "it takes f32 only");
   args.cache = &cache;
   if (c.tensor(4).size() == 0) return;
   kernels::attention_f32(args, parallel_for(c), c.shared_scratch());
-}
-
-// One token of one head into a cache of 8 bits.
-void quantize_token(const float* from, int64_t dim, int8_t* to, float* scale) {
-  float top = 0;
-  for (int64_t d = 0; d < dim; ++d) top = std::max(top, std::fabs(from[d]));
-  *scale = top / 127.0f;
-  const float inverse = *scale > 0 ? 1.0f / *scale : 0.0f;
-  for (int64_t d = 0; d < dim; ++d)
-    to[d] = static_cast<int8_t>(std::clamp(std::nearbyintf(from[d] * inverse), -127.0f, 127.0f));
 }
 
 void cache_append(const KernelCall& c) {
@@ -126,16 +115,19 @@ void cache_append(const KernelCall& c) {
   const auto* from = c.tensor(1).as<const float>();
   const int64_t grain = 1 + kGrainBytes / (1 + x.s * x.d * 4);
   c.pool->parallel_for(x.b * x.h, grain, [&](int64_t begin, int64_t end, int) {
+    kernels::CacheWrite w;
+    w.stride = x.strides[2];
+    w.count = x.s;
+    w.dim = x.d;
+    w.panels = state.keys;
+    w.i8 = state.dtype == DType::kI8;
     for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t row = unit / x.h, head = unit % x.h, first = state.lengths[row];
-      const float* in = from + row * x.strides[0] + head * x.strides[1];
-      std::byte* to = state.at(row, head) + static_cast<size_t>(first) * state.row_bytes;
-      for (int64_t i = 0; i < x.s; ++i, in += x.strides[2], to += state.row_bytes) {
-        if (state.dtype == DType::kF32)
-          std::memcpy(to, in, state.row_bytes);
-        else
-          quantize_token(in, x.d, reinterpret_cast<int8_t*>(to), state.scales_at(row, head) + first + i);
-      }
+      const int64_t row = unit / x.h, head = unit % x.h;
+      w.from = from + row * x.strides[0] + head * x.strides[1];
+      w.first = state.lengths[row];
+      w.to = state.at(row, head);
+      w.scales = state.scales_at(row, head);
+      kernels::cache_write(w);
     }
   });
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/kernels.h"
 #include "runtime/error.h"
 
 namespace edgec {
@@ -325,15 +326,16 @@ Plan Plan::decode(std::span<const std::byte> bytes, uint64_t weights_size) {
   each("input", 2, [&](size_t, size_t) { plan.inputs.push_back(port()); });
   each("value", 6, [&](size_t, size_t) { plan.values.push_back(read_value(r, plan, weights_size)); });
   each("output", 2, [&](size_t, size_t) { plan.outputs.push_back(port()); });
-  each("state", 7, [&](size_t, size_t) {
+  each("state", 8, [&](size_t, size_t) {
     constexpr int64_t kMost = int64_t{1} << 24;
     State s;
     s.past = string("past");
     s.present = string("present");
     s.dtype = static_cast<DType>(r.in(0, kDTypeCount - 1, "dtype"));
     if (s.dtype != DType::kF32 && s.dtype != DType::kI8) fault(r.place, "its dtype is none of a state");
+    s.keys = r.in(0, 1, "role") != 0;
     s.heads = r.in(1, kMost, "heads");
-    s.dim = r.in(1, kMost, "dim");
+    s.dim = r.in(1, s.dtype == DType::kI8 ? kernels::kCacheDim : kMost, "dim");
     s.batch = r.index(plan.exprs.size(), "batch");
     s.growth = r.index(plan.exprs.size(), "growth");
     plan.states.push_back(std::move(s));

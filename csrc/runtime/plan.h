@@ -29,6 +29,7 @@ enum class Storage : int32_t { kInput, kConstant, kTemp, kOutput, kAlias, kState
 struct State {
   std::string past, present;
   DType dtype = DType::kF32;  // or kI8, with an f32 scale for each token and head
+  bool keys = false;            // laid out for products with queries (csrc/kernels/cache.h)
   int64_t heads = 0, dim = 0;
   int32_t batch = 0, growth = 0;  // exprs: rows of a run, and tokens that it adds to each
 };

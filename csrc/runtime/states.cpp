@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 
+#include "kernels/kernels.h"
 #include "runtime/error.h"
 
 #if !defined(MAP_NORESERVE)
@@ -45,25 +46,27 @@ void States::layout(int64_t capacity) {
     throw Error(Code::kCall, "", "a context of " + std::to_string(capacity) + " tokens");
   std::vector<StateView> views(plan_.states.size());
   size_t at = 0;
-  const auto tokens = static_cast<size_t>(capacity);
+  const size_t tokens = round_up(static_cast<size_t>(capacity), kernels::kPanel);
   for (size_t i = 0; i < views.size(); ++i) {
     const State& s = plan_.states[i];
     StateView& v = views[i];
-    v.capacity = capacity;
+    v.capacity = static_cast<int64_t>(tokens);
     v.heads = s.heads;
     v.dim = s.dim;
     v.dtype = s.dtype;
-    v.row_bytes = static_cast<size_t>(s.dim) * size_of(s.dtype);
-    // Below 2^24 * 4, 2^31 and 2^24: no overflow of 128 bits, and the sum is held below 2^42.
+    v.keys = s.keys;
+    const bool i8 = s.dtype == DType::kI8;
+    v.token_bytes = static_cast<size_t>(kernels::cache_bytes(s.dim, s.keys, i8));
+    // heads and dim are below 2^24 and tokens below 2^32: no overflow of 128 bits, and the sum is held below 2^42.
     const auto heads = static_cast<unsigned __int128>(s.heads);
-    const unsigned __int128 all = heads * tokens * (v.row_bytes + (s.dtype == DType::kI8 ? 4 : 0));
+    const unsigned __int128 all = heads * tokens * (v.token_bytes + (i8 ? 4 : 0));
     if (all > kMaxSlotBytes || at + static_cast<size_t>(all) > kMaxSlotBytes)
       throw Error(Code::kMemory, "", "states of " + std::to_string(capacity) + " tokens are too large",
                   "Use a smaller context");
-    v.head_bytes = tokens * v.row_bytes;
+    v.head_bytes = tokens * v.token_bytes;
     v.offset = at;
     at = round_up(at + static_cast<size_t>(heads) * v.head_bytes, 64);
-    if (s.dtype == DType::kI8) {
+    if (i8) {
       v.scales = at;
       at = round_up(at + static_cast<size_t>(heads) * tokens * 4, 64);
     }
@@ -123,13 +126,13 @@ void States::copy_slot(int64_t source, int64_t target, int64_t n) {
                     std::to_string(n));
   Slot& to = slots_[static_cast<size_t>(target)];
   if (source != target) {
-    const auto tokens = static_cast<size_t>(n);
+    const size_t tokens = round_up(static_cast<size_t>(n), kernels::kPanel);  // keys lie in whole panels
     const std::byte* a = from.pages->data();
     std::byte* b = to.pages->data();
     for (const StateView& v : views_) {
       for (size_t head = 0; head < static_cast<size_t>(v.heads); ++head) {
         const size_t at = v.offset + head * v.head_bytes;
-        std::memcpy(b + at, a + at, tokens * v.row_bytes);
+        std::memcpy(b + at, a + at, tokens * v.token_bytes);
         const size_t scales = v.scales + head * static_cast<size_t>(v.capacity) * 4;
         if (v.dtype == DType::kI8) std::memcpy(b + scales, a + scales, tokens * 4);
       }
@@ -141,13 +144,15 @@ void States::copy_slot(int64_t source, int64_t target, int64_t n) {
 void States::read(int64_t index, size_t state, float* out) const {
   const Slot& s = slot(index);
   const StateView& v = views_[state];
+  kernels::CacheWrite w;
+  w.dim = v.dim;
+  w.panels = v.keys;
+  w.i8 = v.dtype == DType::kI8;
   for (int64_t head = 0; head < v.heads; ++head) {
-    const std::byte* from = s.pages->data() + v.offset + static_cast<size_t>(head) * v.head_bytes;
-    const auto* scales = reinterpret_cast<const float*>(s.pages->data() + v.scales) + head * v.capacity;
-    for (int64_t i = 0; i < s.length * v.dim; ++i)
-      *out++ = v.dtype == DType::kF32
-                   ? reinterpret_cast<const float*>(from)[i]
-                   : static_cast<float>(reinterpret_cast<const int8_t*>(from)[i]) * scales[i / v.dim];
+    w.to = s.pages->data() + v.offset + static_cast<size_t>(head) * v.head_bytes;
+    w.scales = reinterpret_cast<float*>(s.pages->data() + v.scales) + head * v.capacity;
+    for (int64_t token = 0; token < s.length; ++token)
+      for (int64_t d = 0; d < v.dim; ++d) *out++ = kernels::cache_read(w, token, d);
   }
 }
 

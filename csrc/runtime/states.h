@@ -12,14 +12,15 @@
 
 namespace edgec {
 
-// One state as a kernel sees it: element (row, head, token) of `dim` values at
-// bases[row] + offset + head * head_bytes + token * row_bytes.
+// One state as a kernel sees it: a row's head is at bases[row] + offset + head * head_bytes, laid out as
+// csrc/kernels/cache.h says.
 struct StateView {
   std::byte* const* bases = nullptr;  // of the batch's rows
   const int64_t* lengths = nullptr;   // tokens that each held before this run
-  int64_t rows = 0, longest = 0, capacity = 0, heads = 0, dim = 0;
+  int64_t rows = 0, longest = 0, capacity = 0 /* whole panels */, heads = 0, dim = 0;
   DType dtype = DType::kF32;
-  size_t offset = 0, head_bytes = 0, row_bytes = 0;
+  bool keys = false;
+  size_t offset = 0, head_bytes = 0, token_bytes = 0;
   size_t scales = 0;  // i8: f32 scales [heads][capacity], from the row's base on
 
   std::byte* at(int64_t row, int64_t head) const {

@@ -130,13 +130,15 @@ class Symbol:
 class State:
     """What the session keeps from run to run in place of an input and an output: [batch, heads, tokens, dim].
 
-    dtype: "f32", or "i8" with one f32 scale for each token and head. batch, growth: exprs, the rows of a run and the
+    dtype: "f32", or "i8" with one f32 scale for each token and head. keys: laid out to be multiplied with queries.
+    batch, growth: exprs, the rows of a run and the
     tokens that it adds to each.
     """
 
     past: str
     present: str
     dtype: str
+    keys: int
     heads: int
     dim: int
     batch: int
@@ -234,7 +236,7 @@ class Plan:
         )
         table((string(name), value) for name, value in self.outputs)
         table(
-            (string(s.past), string(s.present), DTYPES.index(s.dtype), s.heads, s.dim, s.batch, s.growth)
+            (string(s.past), string(s.present), DTYPES.index(s.dtype), s.keys, s.heads, s.dim, s.batch, s.growth)
             for s in self.states
         )
         table((c.kind, c.a, c.b, string(c.message)) for c in self.checks)
@@ -367,7 +369,7 @@ def _decode(data: bytes) -> Plan:
     plan.inputs = [(strings[word()], word()) for _ in range(count())]
     plan.values = [read_value() for _ in range(count())]
     plan.outputs = [(strings[word()], word()) for _ in range(count())]
-    plan.states = [State(strings[word()], strings[word()], DTYPES[word()], *take(4)) for _ in range(count())]
+    plan.states = [State(strings[word()], strings[word()], DTYPES[word()], *take(5)) for _ in range(count())]
     plan.checks = [Check(CheckKind(word()), *take(2), strings[word()]) for _ in range(count())]
     plan.steps = [read_step() for _ in range(count())]
     if at != len(words):

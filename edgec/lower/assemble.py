@@ -78,6 +78,7 @@ class States:
     presents: list[str] = field(default_factory=list)  # the outputs' names
     axis: dict[Node, int] = field(default_factory=dict)  # past -> its axis of tokens
     dtypes: list[str] = field(default_factory=list)
+    keys: list[bool] = field(default_factory=list)
 
 
 def find_states(graph: Graph) -> States:
@@ -89,8 +90,9 @@ def find_states(graph: Graph) -> States:
         reason = None
         if append.op != "cache_append" or append.inputs[0] is not past or users.get(past) != [append]:
             reason = f"{present!r} is not what is appended to it"
-        elif any(u.op != "attention" or append not in u.inputs[1:3] for u in users.get(append, ())):
-            reason = "something else than attention reads it"
+        roles = [tuple(i is append for i in u.inputs) if u.op == "attention" else None for u in users.get(append, ())]
+        if reason is None and any(r is None or r[0] or r[3] or r != roles[0] for r in roles):
+            reason = "something else than attention reads it, or both as keys and as values"
         elif sum(n in (past, append) for _, n in graph.outputs) > 1 or append in found.appends:
             reason = "two outputs show it"
         if reason:
@@ -100,6 +102,7 @@ def find_states(graph: Graph) -> States:
         found.presents.append(present)
         found.axis[past] = append["axis"]
         found.dtypes.append(append["dtype"])
+        found.keys.append(bool(roles) and roles[0] is not None and roles[0][1])
     return found
 
 
@@ -152,14 +155,15 @@ class Assembler:
 
         return postfix(d, sym)
 
-    def _kept(self, past: Node, append: Node, present: str) -> State:
+    def _kept(self, past: Node, append: Node, number: int) -> State:
         axis = append["axis"]
         heads, dim = past.shape[3 - axis], past.shape[3]
         if not isinstance(heads, int) or not isinstance(dim, int):
             raise EdgecError("EC1203", f"a state of {past.type}", f"input {past['name']!r}", "Fix its sizes: --dim")
         growth = append.shape[axis] - past.shape[axis]
         batch, grown = self.dim(past.shape[0]), self.dim(growth)
-        return State(past["name"], present, append["dtype"], heads, dim, batch, grown)
+        present, keys = self.states.presents[number], self.states.keys[number]
+        return State(past["name"], present, append["dtype"], keys, heads, dim, batch, grown)
 
     # Values
 
@@ -341,7 +345,7 @@ class Assembler:
         self.users = self.graph.users()
         for number, (past, append) in enumerate(zip(self.states.pasts, self.states.appends)):
             self.index[past] = self._state(past, number, append["axis"])
-            self.plan.states.append(self._kept(past, append, self.states.presents[number]))
+            self.plan.states.append(self._kept(past, append, number))
         for position, node in enumerate(self.inputs):
             self.index[node] = self._value(node.type, Storage.INPUT, position)
             self.plan.inputs.append((node["name"], self.index[node]))

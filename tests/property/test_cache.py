@@ -91,7 +91,8 @@ def test_sequences_of_any_lengths(data):
     dim, v_dim = draw(st.integers(1, 70)), draw(st.integers(1, 40))
     heads, layout = kv_heads * shared, draw(st.sampled_from(("bshd", "bhsd")))
     attrs = {"window": draw(st.sampled_from((0, 0, 1, 7))), "softcap": draw(st.sampled_from((0.0, 0.7)))}
-    graph = cached_graph(heads, kv_heads, dim, v_dim, layout=layout, mask=draw(st.booleans()), **attrs)
+    kv = draw(st.sampled_from(("f32", "i8")))
+    graph = cached_graph(heads, kv_heads, dim, v_dim, kv, layout=layout, mask=draw(st.booleans()), **attrs)
     session, oracle = core(graph, draw(st.integers(1, 2))), Oracle(graph)
     capacity = draw(st.sampled_from((48, 200)))
     session.reserve(3, capacity)
@@ -110,7 +111,8 @@ def test_sequences_of_any_lengths(data):
             )
         got = session.call(feeds, slots)
         want = oracle.run(feeds, slots)
-        np.testing.assert_allclose(got["y0"], want["y0"], rtol=2e-5, atol=2e-5)
+        tolerance = 2e-5 if kv == "f32" else 1e-3
+        np.testing.assert_allclose(got["y0"], want["y0"], rtol=tolerance, atol=tolerance)
         for i in slots:
             length[i] += s
         if draw(st.booleans()):
@@ -126,7 +128,9 @@ def test_sequences_of_any_lengths(data):
         assert [session.length(i) for i in range(3)] == length
     for i, cache in oracle.caches.items():
         for name, want in cache.items():
-            np.testing.assert_array_equal(session.state(name, i), want[0])
+            # a tie that falls the other way is a step of 1 / 127 of the token's largest
+            step = np.abs(want[0]).max(-1, keepdims=True, initial=0) / 127
+            assert (np.abs(session.state(name, i) - want[0]) <= (1.01 * step if kv == "i8" else 0)).all()
 
 
 def test_runs_without_slots_start_empty_and_leave_slots_alone():

@@ -143,6 +143,77 @@ void test_ops(const ek::IsaOps* ops, const ek::IsaOps* generic) {
   expect(near(y[0], y[1], 20.0f), "differs", "attention", q_len, kv_len, dim);
 }
 
+// Caches of two rows of unequal length, written in two goes: attention over them against plain operands.
+void test_cache(const ek::IsaOps* ops, bool i8) {
+  const int64_t heads = 2, shared = 1 + below(7), dim = size(70), v_dim = size(50), q_len = size(20),
+                capacity = 16 * (2 + below(12));
+  const int64_t growth = q_len + below(3), lengths[2] = {below(capacity - growth + 1), below(capacity - growth + 1)};
+  std::vector<float> keys = floats(2 * heads * capacity * dim), values = floats(2 * heads * capacity * v_dim);
+  const int64_t k_bytes = ek::cache_bytes(dim, true, i8) * capacity,
+                v_bytes = ek::cache_bytes(v_dim, false, i8) * capacity;
+  const auto up = [](int64_t n) { return (n + 63) / 64 * 64; };
+  ek::CacheRows cache;
+  cache.capacity = capacity, cache.lengths = lengths, cache.growth = growth, cache.i8 = i8;
+  cache.v_offset = static_cast<size_t>(up(heads * k_bytes));
+  cache.k_scales = cache.v_offset + static_cast<size_t>(up(heads * v_bytes));
+  cache.v_scales = cache.k_scales + static_cast<size_t>(up(heads * capacity * 4));
+  const size_t bytes = cache.v_scales + static_cast<size_t>(heads * capacity * 4);
+  std::vector<std::byte> memory[2] = {std::vector<std::byte>(bytes), std::vector<std::byte>(bytes)};
+  const std::byte* bases[2] = {memory[0].data(), memory[1].data()};
+  cache.bases = bases;
+  int64_t longest = 0;
+  for (int64_t row = 0; row < 2; ++row) {
+    const int64_t length = lengths[row] + growth;
+    longest = std::max(longest, length);
+    for (int64_t head = 0; head < heads; ++head) {
+      for (const bool panels : {true, false}) {
+        ek::CacheWrite w;
+        w.dim = panels ? dim : v_dim, w.stride = w.dim, w.panels = panels, w.i8 = i8;
+        float* from = (panels ? keys : values).data() + (row * heads + head) * capacity * w.dim;
+        w.to = memory[row].data() + (panels ? 0 : cache.v_offset) +
+               static_cast<size_t>(head * (panels ? k_bytes : v_bytes));
+        w.scales =
+            reinterpret_cast<float*>(memory[row].data() + (panels ? cache.k_scales : cache.v_scales)) + head * capacity;
+        w.from = from, w.count = lengths[row];
+        ek::cache_write(w, ops);
+        w.from = from + lengths[row] * w.dim, w.first = lengths[row], w.count = growth;
+        ek::cache_write(w, ops);
+        for (int64_t t = 0; t < length; ++t) {
+          for (int64_t d = 0; d < w.dim; ++d) {
+            const float want = from[t * w.dim + d], got = ek::cache_read(w, t, d);
+            expect(std::abs(got - want) <= (i8 ? 0.501f * w.scales[t] : 0.0f), "cached wrong", "cache", t, d, w.dim);
+            from[t * w.dim + d] = got;
+          }
+        }
+      }
+    }
+  }
+  const std::vector<float> q = floats(2 * heads * shared * q_len * dim);
+  std::vector<float> y[2];
+  for (int i = 0; i < 2; ++i) y[i].assign(static_cast<size_t>(2 * heads * shared * q_len * v_dim), 0.0f);
+  ek::AttentionArgs args;
+  args.heads = heads * shared, args.kv_heads = heads, args.q_len = q_len, args.dim = dim, args.v_dim = v_dim;
+  args.q_stride[1] = q_len * dim, args.q_stride[2] = dim, args.out_stride[1] = q_len * v_dim,
+  args.out_stride[2] = v_dim;
+  args.q_stride[0] = args.heads * q_len * dim, args.out_stride[0] = args.heads * q_len * v_dim;
+  args.scale = 0.3f, args.causal = below(2) != 0, args.window = below(2) != 0 ? 1 + below(40) : 0;
+  args.causal = args.causal || args.window > 0;
+  ek::AttentionArgs plain = args;
+  args.batch = 2, args.kv_len = longest, args.cache = &cache, args.q = q.data(), args.out = y[0].data();
+  std::vector<uint8_t> scratch(ek::attention_scratch_bytes(args, 1));
+  ek::attention_f32(args, {}, scratch.data(), ops);
+  for (int64_t row = 0; row < 2; ++row) {
+    plain.batch = 1, plain.kv_len = lengths[row] + growth, plain.causal_offset = plain.kv_len - q_len;
+    plain.q = q.data() + row * args.q_stride[0], plain.out = y[1].data() + row * args.out_stride[0];
+    plain.k = keys.data() + row * heads * capacity * dim, plain.v = values.data() + row * heads * capacity * v_dim;
+    plain.k_stride[1] = capacity * dim, plain.k_stride[2] = dim, plain.v_stride[1] = capacity * v_dim,
+    plain.v_stride[2] = v_dim;
+    std::vector<uint8_t> more(ek::attention_scratch_bytes(plain, 1));
+    ek::attention_f32(plain, {}, more.data(), ops);
+  }
+  expect(near(y[0], y[1], i8 ? 500.0f : 20.0f), "differs", i8 ? "attention i8" : "attention f32", q_len, longest, dim);
+}
+
 void test_gather(const ek::Format& f) {
   const int64_t rows = size(30), dim = size(200), count = 1 + below(20);
   const Packed table = pack(f, rows, dim);
@@ -169,6 +240,8 @@ int main(int argc, char** argv) {
       formats[i].family == ek::Family::kS8Row ? test_gather(formats[i]) : test_linear(formats[i]);
     }
     test_ops(ek::select_ops(), generic);
+    for (const ek::IsaOps* ops : {ek::select_ops(), generic})
+      for (const bool i8 : {false, true}) test_cache(ops, i8);
   }
   const ek::Format& huge = *ek::find_format("s4g32n16k4");
   expect(ek::packed_nbytes(huge, int64_t{1} << 40, int64_t{1} << 40) == SIZE_MAX, "overflows", "packed_nbytes", 0, 0,

@@ -33,10 +33,14 @@ def bench(
     seconds: float = 3.0,
     runs: int | None = None,
     profile: bool = False,
+    prompt_tokens: int = 128,
+    decode_tokens: int = 64,
+    context: int | None = None,
+    max_context: int | None = None,
     seed: int = 0,
     common: Common = COMMON,
 ) -> int:
-    """Measure an artifact's latency.
+    """Measure an artifact's latency; of a language model, tokens a second.
 
     Parameters
     ----------
@@ -55,9 +59,17 @@ def bench(
     seconds
         Time to measure for, for each of the two.
     runs
-        Calls to measure, instead of --seconds.
+        Calls to measure, instead of --seconds; of a language model, repetitions of each test (default 5).
     profile
-        Show the time of each step.
+        Show the time of each step (of a language model: of one token).
+    prompt_tokens
+        Of a language model: tokens of the prompt whose rate is measured.
+    decode_tokens
+        Of a language model: tokens to generate.
+    context
+        Of a language model: tokens before those that are generated, by default as many as --prompt-tokens.
+    max_context
+        Of a language model: tokens that a sequence may have; by default what the artifact says.
     seed
         Seed of the inputs that are made up.
     """
@@ -69,7 +81,21 @@ def bench(
     if compare is not None:
         need("onnxruntime", "--compare onnxruntime", "onnxruntime")
         peer_model = existing(source, "--source") if source else None
-    session = edgec.load(model, threads=threads)
+    session = edgec.load(model, threads=threads, max_context=max_context)
+    if hasattr(session, "generate") and not (compare or dim or input):
+        from edgec.cli.bench_lm import bench_lm
+
+        return bench_lm(
+            session,
+            model,
+            prompt_tokens=prompt_tokens,
+            decode_tokens=decode_tokens,
+            context=context,
+            repeats=5 if runs is None else runs,
+            profile=profile,
+            seed=seed,
+            as_json=common.json,
+        )
     if compare is not None and peer_model is None:
         peer_model = sampling.find_source(model, session.manifest)
     sizes, feeds = sampling.feeds_for(session, input, parse_dims(dim), seed)

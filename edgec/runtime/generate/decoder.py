@@ -54,8 +54,9 @@ class Decoder:
     def forward(self, rows: Sequence[Row]) -> list[np.ndarray]:
         raise NotImplementedError
 
-    def _feeds(self, tokens: np.ndarray, starts: np.ndarray) -> dict[str, np.ndarray]:
-        """tokens: int64 [rows, new]; starts: each row's number of tokens before."""
+    def feeds(self, tokens: Any, starts: Any) -> dict[str, np.ndarray]:
+        """Inputs of a run. tokens: integers [rows, new]; starts: each row's number of tokens before."""
+        tokens, starts = np.asarray(tokens, np.int64), np.asarray(starts, np.int64)
         new = tokens.shape[1]
         ends = starts + new
         feeds = {self.ids: tokens.astype(self.dtypes[self.ids], copy=False)}
@@ -66,6 +67,10 @@ class Decoder:
             positions = starts[:, None] + np.arange(new)
             feeds[self.positions] = positions.astype(self.dtypes[self.positions])
         return feeds
+
+    def kept(self, count: int) -> dict[str, int]:
+        """Parameters of a run whose logits of the last `count` positions are wanted."""
+        return {"logits": count} if self.last else {}
 
     def _last(self, logits: np.ndarray, keep: int) -> np.ndarray:
         """float32 [keep, vocab] of one row's logits [positions, vocab]."""
@@ -100,8 +105,8 @@ class StateDecoder(Decoder):
         starts = np.array([self.core.length(slot) for slot in slots], np.int64)
         # padding stands behind a row's tokens, so its own last positions are further from the end
         kept = max(new - len(row.tokens) + max(row.keep, 1) for row in rows)
-        parameters = {"logits": kept} if self.last else {}
-        logits = self.core.run(self._feeds(tokens, starts), slots=slots, parameters=parameters)[self.logits_index]
+        feeds = self.feeds(tokens, starts)
+        logits = self.core.run(feeds, slots=slots, parameters=self.kept(kept))[self.logits_index]
         results = []
         for index, row in enumerate(rows):
             pad = new - len(row.tokens)
@@ -157,14 +162,11 @@ class CacheDecoder(Decoder):
 
     def _run(self, row: Row) -> np.ndarray:
         start = self.length(row.slot)
-        feeds = self._feeds(np.array([row.tokens], np.int64), np.array([start]))
+        feeds = self.feeds([row.tokens], [start])
         feeds |= zip(self.past, self.held[row.slot])
         if self.branch is not None:
             feeds[self.branch] = np.array([start > 0])
-        if self.last:
-            outputs = self.core.run(feeds, parameters={"logits": max(row.keep, 1)})
-        else:
-            outputs = self.core.run(feeds)
+        outputs = self.core.run(feeds, parameters=self.kept(max(row.keep, 1)))
         self.held[row.slot] = [outputs[index] for index in self.present]
         return self._last(outputs[self.logits_index][0], row.keep)
 
@@ -197,9 +199,8 @@ class RecomputeDecoder(Decoder):
             tokens = [*self.held[row.slot], *row.tokens]
             logits = np.zeros((1, 0, self.vocab), np.float32)
             if row.keep:
-                feeds = self._feeds(np.array([tokens], np.int64), np.zeros(1, np.int64))
-                parameters = {"parameters": {"logits": row.keep}} if self.last else {}
-                logits = self.core.run(feeds, **parameters)[self.logits_index]
+                feeds = self.feeds([tokens], [0])
+                logits = self.core.run(feeds, parameters=self.kept(row.keep))[self.logits_index]
             self.held[row.slot] = tokens
             results.append(self._last(logits[0], row.keep))
         return results

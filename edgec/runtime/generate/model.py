@@ -15,6 +15,7 @@ from edgec.runtime.session import Session
 
 CONTEXT = 4096  # where neither the artifact nor the caller says
 SLOTS = 4
+CHAT_TOKENS = 1024
 SAMPLING = tuple(Sampling.__dataclass_fields__)
 
 
@@ -272,21 +273,28 @@ class LanguageModel(Session):
 
         Raises EdgecError EC1001 for bad values, EC1608 for a prompt beyond the context, EC1701 for the tokenizer.
         """
-        request = self.request(prompt, max_tokens, **options)
-        with self.lock:
-            return Generation(self, self.engine.add(request), as_ids=prompt is None)
+        return self.start(self.request(prompt, max_tokens, **options))
 
-    def chat(
-        self, messages: Sequence[Mapping[str, Any]], max_tokens: int = 1024, *, tools: Any = None, **options: Any
-    ) -> Generation:
+    def start(self, request: Request) -> Generation:
+        """Hands the request to the engine. Raises EdgecError as generate() does."""
+        with self.lock:
+            return Generation(self, self.engine.add(request), as_ids=not request.text)
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], max_tokens: int = CHAT_TOKENS, **options: Any) -> Generation:
         """The answer to messages ({"role": "system"|"user"|"assistant", "content": text}): an iterator of its pieces.
 
-        What the conversation shares with an earlier one is not computed again. Options as of generate(). Raises
-        EdgecError EC1702 where the model has no template or it fails.
+        What the conversation shares with an earlier one is not computed again. tools: what the template offers the
+        model. Other options as of generate(). Raises EdgecError EC1702 where the model has no template or it fails.
         """
+        return self.start(self.chat_request(messages, max_tokens, **options))
+
+    def chat_request(
+        self, messages: Sequence[Mapping[str, Any]], max_tokens: int = CHAT_TOKENS, *, tools: Any = None, **options: Any
+    ) -> Request:
+        """What chat() asks the engine for."""
         variables = {} if tools is None else {"tools": tools}
         # a template writes the special tokens itself
-        return self.generate(self.apply_template(messages, **variables), max_tokens, special=False, **options)
+        return self.request(self.apply_template(messages, **variables), max_tokens, special=False, **options)
 
     def conversation(self, system: str | None = None, **options: Any) -> Conversation:
         """A chat that keeps its messages; options as of chat()."""
@@ -326,13 +334,23 @@ class Conversation:
         self.model, self.options = model, dict(options)
         self.messages: list[dict[str, str]] = [] if system is None else [{"role": "system", "content": system}]
         self.last: Generation | None = None
+        self.forgotten = 0
 
     def say(self, text: str, **options: Any) -> Iterator[str]:
         """Pieces of the answer. The answer joins the messages, also where it is cut short; after an error neither
-        the question nor the answer stays."""
+        the question nor the answer stays. Where the context is too small for all that was said, and a quarter of it
+        for the answer, the oldest messages are left out (`forgotten` counts them)."""
         question = {"role": "user", "content": text}
-        generation = self.model.chat([*self.messages, question], **(self.options | options))
-        return self._answer(question, generation)
+        options = self.options | options
+        system = [m for m in self.messages[:1] if m["role"] == "system"]
+        room = min(options.get("max_tokens", CHAT_TOKENS), self.model.context // 4)
+        while True:
+            request = self.model.chat_request([*self.messages, question], **options)
+            if len(request.ids) + room <= self.model.context or len(self.messages) == len(system):
+                break
+            del self.messages[len(system) : len(system) + 2]
+            self.forgotten += 2
+        return self._answer(question, self.model.start(request))
 
     def _answer(self, question: dict[str, str], generation: Generation) -> Iterator[str]:
         self.last = generation
@@ -353,6 +371,7 @@ class Conversation:
     def reset(self) -> None:
         """Forgets all but the system message."""
         del self.messages[sum(m["role"] == "system" for m in self.messages[:1]) :]
+        self.forgotten = 0
 
 
 __all__ = ["Conversation", "Delta", "Detokenizer", "Generation", "LanguageModel", "Request", "Sampling", "Token"]

@@ -41,6 +41,8 @@ CODES: dict[str, str] = {
     "EC1702": "the chat template is missing or broken",
     "EC1703": "the model's logits are not numbers",
     "EC1704": "the output's schema cannot be used",
+    "EC1801": "an artifact for another CPU cannot be emulated here",
+    "EC1802": "the emulator failed",
     "EC1901": "a fault inside edgec",
 }
 

@@ -1,9 +1,10 @@
-// Runs an artifact once, under an emulator: run ARTIFACT THREADS REQUEST RESULT. Made by edgec.emulate.
+// Runs an artifact once, under an emulator: run ARTIFACT THREADS REPEATS REQUEST RESULT. Made by edgec.emulate.
 //
 // REQUEST: int64 words: parameters, then each (name_bytes, name padded to words, value); inputs in the plan's order, each
 // (rank, dims..., bytes padded to words). RESULT: outputs in the plan's order in the same form, with the dtype before the
 // rank. A failure prints one line "EC1234|where|reason|hint" to stderr and exits with 1.
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <memory>
@@ -43,7 +44,7 @@ struct Request {
 };
 
 void run(int argc, char** argv) {
-  if (argc != 5) throw Error(Code::kValue, "run", "usage: run ARTIFACT THREADS REQUEST RESULT");
+  if (argc != 6) throw Error(Code::kValue, "run", "usage: run ARTIFACT THREADS REPEATS REQUEST RESULT");
   const edgec::Artifact file(argv[1]);
   const auto member = [&](const char* name) {
     const auto found = file.members().find(name);
@@ -51,7 +52,7 @@ void run(int argc, char** argv) {
   };
   edgec::Executor executor(member("plan.bin"), member("code.so"), member("weights.bin"), std::atoi(argv[2]));
   const edgec::Plan& plan = executor.plan();
-  Request request(argv[3]);
+  Request request(argv[4]);
   edgec::Executor::Request options;
   for (int64_t i = request.word(); i > 0; --i) {
     const auto bytes = static_cast<size_t>(request.word());
@@ -74,9 +75,12 @@ void run(int argc, char** argv) {
     results.back()->reserve((binding.nbytes[static_cast<size_t>(port.value)] + 15) / 8 * 8);
     outputs.push_back(results.back()->data());
   }
-  executor.run(binding, inputs, outputs);
-  std::FILE* out = std::fopen(argv[4], "wb");
-  if (out == nullptr) throw Error(Code::kOpen, argv[4], "it cannot be written");
+  for (int i = std::atoi(argv[3]); i > 0; --i) {
+    edgec::Binding& bound = executor.bind(shapes, options);
+    executor.run(bound, inputs, outputs);
+  }
+  std::FILE* out = std::fopen(argv[5], "wb");
+  if (out == nullptr) throw Error(Code::kOpen, argv[5], "it cannot be written");
   const auto put = [&](const void* data, size_t words) { std::fwrite(data, 8, words, out); };
   for (size_t i = 0; i < plan.outputs.size(); ++i) {
     const int32_t value = plan.outputs[i].value;
@@ -87,7 +91,7 @@ void run(int argc, char** argv) {
     put(shape.data(), shape.size());
     put(outputs[i], (binding.nbytes[static_cast<size_t>(value)] + 7) / 8);
   }
-  if (std::fclose(out) != 0) throw Error(Code::kOpen, argv[4], "it cannot be written");
+  if (std::fclose(out) != 0) throw Error(Code::kOpen, argv[5], "it cannot be written");
 }
 
 }  // namespace

@@ -37,6 +37,7 @@ def doctor(*, common: Common = COMMON) -> int:
             ("cpu", ", ".join(cpu["features"]) or "baseline"),
             ("target", cpu["target"]),
             ("threads", f"{cpu['threads']}: {cpu['threads_reason']}"),
+            ("emulation", _emulation()),
         )
     )
     table(
@@ -82,6 +83,17 @@ def _cpu() -> dict:
     except EdgecError as error:
         facts["target"] = str(error)
     return facts
+
+
+def _emulation() -> str:
+    """For `verify --emulate`, which is optional."""
+    from edgec.emulate import runner
+    from edgec.errors import EdgecError
+
+    try:
+        return f"aarch64 by {runner.find_qemu('aarch64')}"
+    except EdgecError as error:
+        return f"none of aarch64 (verify --emulate): {error.message}. {error.hint}"
 
 
 def _threads_reason(threads: int) -> str:

@@ -23,6 +23,8 @@ def verify(
     seed: int = 0,
     threads: int | None = None,
     by: Literal["onnxruntime", "reference"] | None = None,
+    emulate: bool = False,
+    count: bool = False,
     common: Common = COMMON,
 ) -> int:
     """Compare an artifact's outputs with the source model's; exit status 1 where one is beyond the tolerance.
@@ -52,6 +54,10 @@ def verify(
         Threads; by default as many as the machine allows this process.
     by
         What runs the source; by default onnxruntime where it is installed, else the IR's reference evaluator.
+    emulate
+        Run the artifact's own code under an emulator of its target's CPU (qemu; macOS and Android too).
+    count
+        With --emulate: count the instructions that each run executes (slow: tens of millions a second).
     """
     import edgec
     from edgec.cli import compare
@@ -61,7 +67,17 @@ def verify(
     if sizes < 1 or (tolerance is not None and not tolerance >= 0):
         raise EdgecError("EC1001", "must not be negative", "--sizes" if sizes < 1 else "--tolerance")
     consts = {n: read_array(v, f"--const {n}") for n, v in (split_pair(c, "--const") for c in const)}
-    session = edgec.load(model, threads=threads)
+    if emulate:
+        from edgec.cli.common import console
+        from edgec.emulate import EmulatedSession
+
+        if layers:
+            raise EdgecError("EC1001", "intermediates are compared on this machine only", "--layers with --emulate")
+        session = EmulatedSession(model, threads or 1, progress=console(stderr=True).print)
+    elif count:
+        raise EdgecError("EC1001", "instructions are counted under emulation", "--count", "Add --emulate")
+    else:
+        session = edgec.load(model, threads=threads)
     limit = compare.TOLERANCE.get(_weights(session.manifest), 1e-3) if tolerance is None else tolerance
     source = compare.Source(against, consts, reference=by == "reference")
     _same_outputs(session, source)
@@ -73,6 +89,13 @@ def verify(
     ]
     holds = all(r["relative"] <= limit for r in rows)
     out: dict[str, Any] = {"ok": holds, "tolerance": limit, "against": source.by, "results": rows}
+    if emulate:
+        out["emulated"] = {"target": session.target.name, "cpu": session.cpu, "threads": session.threads}
+    if count:
+        out["instructions"] = [
+            {"dims": dims, "instructions": session.run_counted({p.name: feeds[p.name] for p in session.inputs})[1]}
+            for dims, (_, _, feeds) in trials
+        ]
     if layers:
         from edgec.cli.layers import compare_layers
 
@@ -140,6 +163,11 @@ def _show(out: dict[str, Any]) -> None:
         return dims, r["output"], f"{r['max_abs']:.3g}", f"{r['relative']:.3g}", f"{r['cosine']:.6f}", bad
 
     table(("dims", "output", "max error>", "relative>", "cosine>", ""), map(line, out["results"]))
+    for run in out.get("instructions", ()):
+        dims = ", ".join(f"{k}={v}" for k, v in run["dims"].items()) or "-"
+        print(f"{dims}: {run['instructions']:,} instructions executed")
+    if "emulated" in out:
+        print(f"emulated: {out['emulated']['target']}, as qemu's {out['emulated']['cpu']}")
     if "layers" in out:
         from edgec.cli.layers import show
 

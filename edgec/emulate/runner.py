@@ -22,14 +22,9 @@ INSTALL = "Install Debian's qemu-user (11 or newer: trixie-backports), or set ED
 _TARGETS = {"aarch64": "aarch64-linux-musl", "x86_64": "x86_64-linux-musl"}
 _BASE = {"aarch64": "generic", "x86_64": "x86_64_v2"}
 _CPUS = {
-    "neon_dotprod": "generic+dotprod",
-    "neon_i8mm": "generic+dotprod+i8mm",
-    "sme2": "generic+v9_2a+sme2",
-    "avx2": "x86_64_v3",
-    "int_product_avx2": "x86_64_v3",
-    "rnn_avx2": "x86_64_v3",
+    "aarch64": {"neon_dotprod": "generic+dotprod", "neon_i8mm": "generic+dotprod+i8mm", "sme2": "generic+v9_2a+sme2"},
+    "x86_64": dict.fromkeys(("avx2", "int_product_avx2", "rnn_avx2"), "x86_64_v3"),
 }
-_ONLY = {"avx2": "x86_64", "int_product_avx2": "x86_64", "rnn_avx2": "x86_64", "sme2": "aarch64"}
 _FLAGS = ("-std=c++20", "-O2", "-DNDEBUG", "-fvisibility=hidden", "-fwrapv", "-Wno-psabi", "-w")
 # of qemu's CPUs, the one that has what a target has and little more; else "max" with features taken away
 _QEMU_CPUS = {"cortex-a72": "cortex-a72", "cortex-a76": "cortex-a76", "cortex-a55": "cortex-a55",
@@ -38,28 +33,28 @@ _OPTIONAL = ("dotprod", "i8mm", "sme2", "avx2")  # kernels choose by these at lo
 
 
 def sources() -> Path:
-    """The C++ sources: inside the installed package, or at the top of a checkout. Raises EdgecError EC1701."""
+    """The C++ sources: inside the installed package, or at the top of a checkout. Raises EdgecError EC1801."""
     here = Path(__file__).resolve().parents[1]
     for folder in (here / "csrc", here.parent / "csrc"):
         if (folder / "emulate").is_dir():
             return folder
-    raise EdgecError("EC1701", "this installation has no csrc folder", hint="Install edgec's wheel or use a checkout")
+    raise EdgecError("EC1801", "this installation has no csrc folder", hint="Install edgec's wheel or use a checkout")
 
 
 def find_qemu(arch: str) -> Path:
-    """qemu's user-mode program for this CPU. Raises EdgecError EC1701 where there is none or it is too old."""
+    """qemu's user-mode program for this CPU. Raises EdgecError EC1801 where there is none or it is too old."""
     named = os.environ.get("EDGEC_QEMU")
     path = shutil.which(named) if named else shutil.which(f"qemu-{arch}") or shutil.which(f"qemu-{arch}-static")
     if path is None:
-        raise EdgecError("EC1701", f"there is no emulator of {arch} ({named or f'qemu-{arch}'})", hint=INSTALL)
+        raise EdgecError("EC1801", f"there is no emulator of {arch} ({named or f'qemu-{arch}'})", hint=INSTALL)
     try:
         text = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20).stdout
     except (OSError, subprocess.SubprocessError) as error:
-        raise EdgecError("EC1701", f"{path} does not run: {error}", hint=INSTALL) from None
+        raise EdgecError("EC1801", f"{path} does not run: {error}", hint=INSTALL) from None
     version = re.search(r"version ([0-9]+)", text)
     if version is None or int(version[1]) < LEAST:
         what = version[1] if version else "none that it tells"
-        raise EdgecError("EC1701", f"{path} is of version {what}; {LEAST} is needed", hint=INSTALL)
+        raise EdgecError("EC1801", f"{path} is of version {what}; {LEAST} is needed", hint=INSTALL)
     return Path(path)
 
 
@@ -82,12 +77,12 @@ def cache() -> Path:
 
 
 def program(arch: str, progress=lambda text: None) -> Path:
-    """The program for this CPU, compiled once for each state of the sources. Raises EdgecError EC1701, EC1002."""
+    """The program for this CPU, compiled once for each state of the sources. Raises EdgecError EC1801, EC1002."""
     if arch not in _TARGETS:
-        raise EdgecError("EC1701", f"{arch} cannot be emulated", hint=f"{', '.join(_TARGETS)} can be")
+        raise EdgecError("EC1801", f"{arch} cannot be emulated", hint=f"{', '.join(_TARGETS)} can be")
     root = sources()
     files = [p for f in ("kernels", "runtime", "emulate") for p in sorted((root / f).rglob("*.cpp"))]
-    files = [p for p in files if p != root / "runtime/code.cpp" and _ONLY.get(p.stem, arch) == arch]
+    files = [p for p in files if p != root / "runtime/code.cpp"]
     digest = hashlib.blake2b(arch.encode(), digest_size=8)
     for path in sorted(p for p in root.rglob("*") if p.suffix in (".cpp", ".h", ".inc")):
         digest.update(path.name.encode() + path.read_bytes())
@@ -103,7 +98,7 @@ def program(arch: str, progress=lambda text: None) -> Path:
 
         def compiled(path: Path) -> str:
             obj = str(Path(folder) / f"{path.parent.name}-{path.stem}.o")
-            cpu = f"-mcpu={_CPUS.get(path.stem, _BASE[arch])}"
+            cpu = f"-mcpu={_CPUS[arch].get(path.stem, _BASE[arch])}"
             _run([*zig, cpu, *_FLAGS, f"-I{root}", "-c", str(path), "-o", obj])
             return obj
 
@@ -121,4 +116,4 @@ def program(arch: str, progress=lambda text: None) -> Path:
 def _run(arguments: list[str]) -> None:
     done = subprocess.run(arguments, capture_output=True, text=True)
     if done.returncode:
-        raise EdgecError("EC1701", f"the runtime does not compile: {done.stderr.strip()[:2000]}")
+        raise EdgecError("EC1801", f"the runtime does not compile: {done.stderr.strip()[:2000]}")

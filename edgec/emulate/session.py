@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import tempfile
+import threading
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,27 +22,39 @@ from edgec.runtime.session import _NUMPY_NAMES, Port
 
 _DTYPES = list(_NUMPY_NAMES.values())
 TIMEOUT_S = 3600
+# of qemu's log: "Trace 0: 0x7f.. [00000000/00000000004005c0/...]", and blocks of lines "0x004005c0:  d503201f  nop"
+_TRACE = re.compile(rb"Trace [^[]*\[[0-9a-f]+/0*([0-9a-f]+)/")
+_BLOCK = re.compile(rb"IN:[^\n]*\n(.*?\n)\n", re.S)
+_INSTRUCTION = re.compile(rb"^0x0*([0-9a-f]+):", re.M)
 
 
 class EmulatedSession:
     """inputs, outputs, symbols, manifest and a call, as edgec.runtime.session.Session has them."""
 
-    def __init__(self, path: str | os.PathLike[str], threads: int = 1, vector_bits: int = 512, progress=lambda text: None):
+    def __init__(
+        self, path: str | os.PathLike[str], threads: int = 1, vector_bits: int = 512, progress=lambda text: None
+    ):
         """vector_bits: of SME's streaming mode, where the target has it.
 
-        Raises EdgecError EC15xx for a damaged artifact, EC1701 where the emulator or the compiler is missing.
+        Raises EdgecError EC15xx for a damaged artifact, EC1801 where the emulator or the compiler is missing.
         """
         self.artifact = ArtifactFile(path, check_target=False)
         found = self.manifest["target"]
         self.target = targets.load(str(found.get("name")))
         if self.target.triple != found.get("triple"):
-            raise EdgecError("EC1701", f"it is for {found.get('triple')}, and the target {self.target.name} is now "
+            raise EdgecError("EC1801", f"it is for {found.get('triple')}, and the target {self.target.name} is now "
                              f"{self.target.triple}", str(path), "Build the artifact again")  # fmt: skip
         self.threads = threads
         self._command, self._environment = runner.command(self.target, vector_bits)
         self._program = runner.program(self.target.arch, progress)
         self.inputs = [_port(p) for p in self.manifest["inputs"]]
         self.outputs = [_port(p) for p in self.manifest["outputs"]]
+
+    @property
+    def cpu(self) -> str:
+        """qemu's name of the CPU, and what kernels are told that it lacks."""
+        missing = self._environment["EDGEC_DISABLE"]
+        return self._command[self._command.index("-cpu") + 1] + (f" without {missing}" if missing else "")
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -50,23 +65,44 @@ class EmulatedSession:
         return {k: (v[0], v[1]) for k, v in self.manifest.get("symbols", {}).items()}
 
     def __call__(self, /, **feeds: np.ndarray) -> dict[str, np.ndarray]:
-        """All outputs by name. Raises EdgecError EC16xx as a session does, EC1702 where the emulator fails."""
+        """All outputs by name. Raises EdgecError EC16xx as a session does, EC1802 where the emulator fails."""
         return self.run_counted(feeds, count=False)[0]
 
     def run_counted(self, feeds: Mapping[str, np.ndarray], count: bool = True) -> tuple[dict[str, np.ndarray], int]:
-        """Outputs by name, and instructions executed in compiled functions and kernels (0: not counted)."""
+        """Outputs by name, and the instructions that one run executes (0: not counted).
+
+        What loading takes is left out: it is the difference between two runs and one.
+        """
         with tempfile.TemporaryDirectory() as folder:
             request, result = Path(folder) / "request", Path(folder) / "result"
             request.write_bytes(b"".join(self._words(feeds)))
-            program = [str(self._program), self.artifact.path, str(self.threads), str(request), str(result)]
-            try:
-                done = subprocess.run([*self._command, *program], capture_output=True, text=True, timeout=TIMEOUT_S,
-                                      env=self._environment)  # fmt: skip
-            except (OSError, subprocess.TimeoutExpired) as error:
-                raise EdgecError("EC1702", f"the emulator: {error}", self.artifact.path) from None
-            if done.returncode:
-                raise self._failure(done)
-            return self._read(result.read_bytes()), 0
+
+            def run(repeats: int, counted: bool) -> int:
+                program = [self._program, self.artifact.path, self.threads, repeats, request, result]
+                return self._emulate([str(word) for word in program], Path(folder) / "trace" if counted else None)
+
+            instructions = run(2, True) - run(1, True) if count else run(1, False)
+            return self._read(result.read_bytes()), instructions
+
+    def _emulate(self, program: list[str], trace: Path | None) -> int:
+        options: list[str] = []
+        found: list[int] = []
+        if trace is not None:
+            os.mkfifo(trace)
+            options = ["-d", "in_asm,exec,nochain", "-D", str(trace)]
+            reader = threading.Thread(target=lambda: found.append(count_trace(trace)), daemon=True)
+            reader.start()
+        try:
+            done = subprocess.run([*self._command, *options, *program], capture_output=True, text=True,
+                                  timeout=TIMEOUT_S, env=self._environment)  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise EdgecError("EC1802", f"the emulator: {error}", self.artifact.path) from None
+        if trace is not None:
+            reader.join()
+            trace.unlink()
+        if done.returncode:
+            raise self._failure(done)
+        return found[0] if found else 0
 
     def _words(self, feeds: Mapping[str, np.ndarray]):
         yield np.int64(0).tobytes()  # parameters
@@ -99,8 +135,26 @@ class EmulatedSession:
         if last.startswith("EC") and last.count("|") == 3:
             code, where, reason, hint = last.split("|")
             return EdgecError(code, reason, where or None, hint or None)
-        return EdgecError("EC1702", f"the emulated program failed: {last[:500]}", self.artifact.path,
+        return EdgecError("EC1802", f"the emulated program failed: {last[:500]}", self.artifact.path,
                           "Is the artifact for this target's CPU?")  # fmt: skip
+
+
+def count_trace(path: Path) -> int:
+    """Instructions executed by qemu's log of translated blocks (IN:) and of each block's execution (Trace)."""
+    lengths: dict[bytes, int] = {}
+    executed: Counter[bytes] = Counter()
+    rest = b""
+    with path.open("rb", buffering=0) as log:
+        while chunk := log.read(1 << 20):
+            chunk = rest + chunk
+            # cut between entries, so that a block's text is never split
+            cut = max(chunk.rfind(b"\nTrace "), chunk.rfind(b"\n----"))
+            cut = cut + 1 if cut >= 0 else 0
+            rest, chunk = chunk[cut:], chunk[:cut]
+            executed.update(_TRACE.findall(chunk))
+            lengths |= {block[0]: len(block) for text in _BLOCK.findall(chunk) if (block := _INSTRUCTION.findall(text))}
+    executed.update(_TRACE.findall(rest))
+    return sum(times * lengths.get(start, 0) for start, times in executed.items())
 
 
 def _port(port: Mapping[str, Any]) -> Port:

@@ -1,0 +1,137 @@
+"""`verify --emulate`: artifacts of other CPUs run their own code under qemu, and compute what the source computes."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+if not os.environ.get("EDGEC_TEST_ARM"):
+    pytest.skip("set EDGEC_TEST_ARM=1 (make test-arm) to test Arm under emulation", allow_module_level=True)
+
+import environment
+
+import edgec
+from edgec.cli import main
+from edgec.emulate import EmulatedSession, runner
+from edgec.errors import EdgecError
+
+TARGETS = (
+    "raspberry-pi-4",
+    "raspberry-pi-5",
+    "cortex-a55",
+    "android-arm64",
+    "apple-m1",
+    "apple-m2",
+    "apple-m4",
+    "apple-a17",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def qemu(tmp_path_factory):
+    try:
+        environment.setup()
+    except environment.Unavailable as reason:
+        pytest.skip(f"no arm64 to test in: {reason}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEC_QEMU", environment.emulator()[0])
+        patch.setenv("EDGEC_CACHE", str(environment.BUILD / "cache"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Products, a norm, attention-like movement, and functions of libm, with an open size."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(5)
+    w = numpy_helper.from_array(rng.standard_normal((96, 320)).astype(np.float32), "w")
+    v = numpy_helper.from_array(rng.standard_normal((320, 96)).astype(np.float32), "v")
+    g = numpy_helper.from_array(rng.standard_normal(96).astype(np.float32), "g")
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 96])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 96])
+    z = helper.make_tensor_value_info("z", TensorProto.FLOAT, ["n", "n"])
+    nodes = [
+        helper.make_node("LayerNormalization", ["x", "g"], ["h"]),
+        helper.make_node("MatMul", ["h", "w"], ["a"]),
+        helper.make_node("Gelu", ["a"], ["b"]),
+        helper.make_node("MatMul", ["b", "v"], ["c"]),
+        helper.make_node("Sin", ["c"], ["d"]),
+        helper.make_node("Add", ["d", "x"], ["y"]),
+        helper.make_node("Transpose", ["x"], ["t"]),
+        helper.make_node("MatMul", ["y", "t"], ["s"]),
+        helper.make_node("Softmax", ["s"], ["z"]),
+    ]
+    graph = helper.make_graph(nodes, "g", [x], [y, z], [w, v, g])
+    path = tmp_path_factory.mktemp("emulate") / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+@pytest.mark.parametrize("weights", ["fp32", "int4"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_same_numbers_as_this_machine(model, target, weights, tmp_path):
+    """fp32 to rounding; int4 as this machine's kernels compute it."""
+    edgec.build(model, target=target, weights=weights, out=tmp_path / "there.edgec")
+    edgec.build(model, weights=weights, out=tmp_path / "here.edgec")
+    x = np.random.default_rng(1).standard_normal((7, 96)).astype(np.float32)
+    want = edgec.load(tmp_path / "here.edgec", threads=1)(x=x)
+    for threads in (1, 3):
+        got = EmulatedSession(tmp_path / "there.edgec", threads=threads)(x=x)
+        for name, value in want.items():
+            limit = 2e-5 if weights == "fp32" else 5e-3
+            assert np.abs(got[name] - value).max() <= limit * np.abs(value).max(), (name, threads)
+
+
+def test_command(model, tmp_path, capsys):
+    """The whole command for a Mac, with the count of instructions."""
+    import json
+
+    out = tmp_path / "m2.edgec"
+    edgec.build(model, target="apple-m2", out=out)
+    arguments = [
+        "verify",
+        str(out),
+        "--against",
+        str(model),
+        "--emulate",
+        "--count",
+        "--sizes",
+        "1",
+        "--dim",
+        "n=4",
+        "--json",
+    ]
+    assert main(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["ok"] and found["emulated"]["target"] == "apple-m2"
+    # 4 rows by 96 x 320 x 2 products: at least one i8mm instruction for 32 of them
+    assert 4 * 96 * 320 * 2 / 32 <= found["instructions"][0]["instructions"] < 5_000_000
+
+
+def test_count_is_repeatable(model, tmp_path):
+    edgec.build(model, target="raspberry-pi-5", out=tmp_path / "pi.edgec")
+    session = EmulatedSession(tmp_path / "pi.edgec")
+    x = np.ones((1, 96), np.float32)
+    assert session.run_counted({"x": x})[1] == session.run_counted({"x": x})[1] > 0
+
+
+def test_faults(model, tmp_path, monkeypatch):
+    out = tmp_path / "pi.edgec"
+    edgec.build(model, target="raspberry-pi-5", out=out)
+    session = EmulatedSession(out)
+    with pytest.raises(EdgecError, match="EC1602"):
+        session(x=np.ones((1, 96)))
+    with pytest.raises(EdgecError, match="EC1601"):
+        session()
+    with pytest.raises(EdgecError, match="EC1603"):
+        session(x=np.ones((1, 95), np.float32))
+    monkeypatch.setenv("EDGEC_QEMU", "no-such-qemu")
+    with pytest.raises(EdgecError, match=r"EC1801.*qemu-user"):
+        runner.find_qemu("aarch64")
+    monkeypatch.setenv("EDGEC_QEMU", "true")
+    with pytest.raises(EdgecError, match="EC1801"):
+        runner.find_qemu("aarch64")

@@ -94,7 +94,7 @@ def ort_fp32(n: int, k: int, threads: int) -> ort.InferenceSession:
 def packed_copies(format: str, n: int, k: int, copies: int) -> list[np.ndarray]:
     f = ek.formats()[format]
     w = np.random.default_rng(1).standard_normal((n, k)).astype(np.float32)
-    q = (w,) if f.bits == 32 else ek.quantize(w, f.bits, f.group, f.symmetric, search=False, threads=2)
+    q = (w,) if f.bits == 32 else ek.quantize(w, f.bits, f.group, f.symmetric, search=False, threads=2, table=f.table)
     first = ek.pack(format, *q, threads=2)
     return [first.copy() for _ in range(copies)]
 

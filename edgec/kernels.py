@@ -19,6 +19,10 @@ GATED = ("swiglu", "geglu", "geglu_tanh")
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", *GATED)
 
 
+TABLE = tuple(_k.table())
+"""The 16 integers of a format with `table`: by least squared error over weights, in reach of int16 sums."""
+
+
 @dataclass(frozen=True)
 class Kernel:
     """One entry of the kernel table. `max_m` 0: any M. `available`: this CPU has the features."""
@@ -43,6 +47,7 @@ class Format:
     bits: int
     group: int
     symmetric: bool
+    table: bool
     bits_per_weight: float
 
     @property
@@ -82,15 +87,16 @@ def _call(where: str, function, *args):
         raise EdgecError("EC1605", reason, where=f"kernels.{where}") from e
 
 
-def format_name(bits: int = 4, group: int = 32, symmetric: bool = True, op: str = "linear") -> str:
+def format_name(bits: int = 4, group: int = 32, symmetric: bool = True, op: str = "linear", table: bool = False) -> str:
     """Name of the packed format for an encoding, e.g. "s4g32n16k4". bits 32: fp32 panels. op: what reads it; gather
-    reads those of linear as well, but rows of their own are the better format where only it does.
+    reads those of linear as well, but rows of their own are the better format where only it does. table: as `TABLE` says.
 
     Raises EC1001 if there is none.
     """
     for wanted in (op, "linear"):
         for f in formats().values():
-            if (f.bits, f.op) == (bits, wanted) and (bits == 32 or (f.group, f.symmetric) == (group, symmetric)):
+            same = (f.group, f.symmetric, f.table) == (group, symmetric, table)
+            if (f.bits, f.op) == (bits, wanted) and (bits == 32 or same):
                 return f.name
     raise EdgecError("EC1001", f"no packed format has {bits} bits, group {group}, symmetric {symmetric}", where=op)
 
@@ -104,14 +110,16 @@ def quantize(
     importance: np.ndarray | None = None,
     threads: int = 1,
     kernel: str | None = None,
+    table: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Quantizes w [N, K] float32 per group along K: q [N, K], scale float16 and zero uint8 (or None) [N, groups].
 
     Value: (q - zero) * scale. q is int8 when symmetric (-8..7, or -127..127 for 8 bits; a 4-bit scale may be negative),
     uint8 otherwise. group 0: one group for the row. search: minimise the squared error, weighted by importance [K],
-    over scale and zero point; otherwise the scale is max|w| / 7 (or 127), asymmetric (max - min) / 15.
+    over scale and zero point; otherwise the scale is max|w| / 7 (or 127), asymmetric (max - min) / 15. table: q has
+    values of `TABLE`, and the scales of a row are -127..127 times one power of two (4 bits, group 32, symmetric).
     """
-    return _call("quantize", _k.quantize, w, bits, group, symmetric, search, importance, threads, kernel or "")
+    return _call("quantize", _k.quantize, w, bits, group, symmetric, search, importance, threads, kernel or "", table)
 
 
 def dequantize(q: np.ndarray, scale: np.ndarray, zero: np.ndarray | None = None, group: int = 32) -> np.ndarray:

@@ -41,6 +41,15 @@ static void store_gated(const LinearJob& job, int64_t row, int64_t mr, int64_t p
   }
 }
 
+// sums: [mr][kPanel] of a panel whose header has its columns' exponents.
+EDGEC_INLINE void apply_exponents(const uint8_t* panel, int64_t mr, float* sums) {
+  float unit[kPanel];
+  for (int c = 0; c < kPanel; ++c) unit[c] = power_of_two(static_cast<int8_t>(panel[c]));
+  for (int64_t r = 0; r < mr; ++r, sums += kPanel) {
+    store(sums, load(sums) * load(unit)), store(sums + 8, load(sums + 8) * load(unit + 8));
+  }
+}
+
 // sums: [mr][kPanel] raw products.
 static void store_tile(const LinearJob& job, int64_t row, int64_t mr, int64_t panel, const float* sums) {
   const int64_t column = panel * kPanel, n = job.args.n - column;

@@ -1,5 +1,6 @@
 // The packed formats: sizes, packing and its inverse. docs/kernels.md draws the layouts.
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "kernels/job.h"
@@ -7,17 +8,23 @@
 namespace edgec::kernels {
 namespace {
 
+#include "kernels/simd.h"
+
 constexpr double kScale = 16.0;
-#define EDGEC_GROUPS(prefix, suffix, family, bits, symmetric, extra)                            \
-  {prefix "g32" suffix, Family::family, bits, 32, symmetric, bits + (kScale + extra) / 32},     \
-      {prefix "g64" suffix, Family::family, bits, 64, symmetric, bits + (kScale + extra) / 64}, \
-      {prefix "g128" suffix, Family::family, bits, 128, symmetric, bits + (kScale + extra) / 128}
+#define EDGEC_GROUPS(prefix, suffix, family, bits, symmetric, extra)                                   \
+  {prefix "g32" suffix, Family::family, bits, 32, symmetric, false, bits + (kScale + extra) / 32},     \
+      {prefix "g64" suffix, Family::family, bits, 64, symmetric, false, bits + (kScale + extra) / 64}, \
+      {prefix "g128" suffix, Family::family, bits, 128, symmetric, false, bits + (kScale + extra) / 128}
 
 constexpr Format kFormats[] = {
-    EDGEC_GROUPS("s4", "n16k4", kS4N16K4, 4, true, 0), EDGEC_GROUPS("u4", "n16k4", kU4N16K4, 4, false, 4),
-    EDGEC_GROUPS("s8", "n16k4", kS8N16K4, 8, true, 0), {"s8n16k4", Family::kS8N16K4, 8, 0, true, 8},
-    {"f32n16", Family::kF32N16, 32, 0, true, 32},      EDGEC_GROUPS("s8", "row", kS8Row, 8, true, 0),
-    {"s8row", Family::kS8Row, 8, 0, true, 8},
+    EDGEC_GROUPS("s4", "n16k4", kS4N16K4, 4, true, 0),
+    EDGEC_GROUPS("u4", "n16k4", kU4N16K4, 4, false, 4),
+    {"t4g32n16k4", Family::kT4N16K4, 4, 32, true, true, 4.25},
+    EDGEC_GROUPS("s8", "n16k4", kS8N16K4, 8, true, 0),
+    {"s8n16k4", Family::kS8N16K4, 8, 0, true, false, 8},
+    {"f32n16", Family::kF32N16, 32, 0, true, false, 32},
+    EDGEC_GROUPS("s8", "row", kS8Row, 8, true, 0),
+    {"s8row", Family::kS8Row, 8, 0, true, false, 8},
 };
 
 struct Shape {
@@ -35,7 +42,7 @@ Shape shape_of(const Format& f, int64_t k) {
   } else if (f.family == Family::kS8Row) {
     s.panel_bytes = kPanel * (2 * s.groups + k);
   } else {
-    s.panel_bytes = s.groups * header_bytes(f.family) + s.blocks * data_bytes(f.family);
+    s.panel_bytes = panel_header_bytes(f.family) + s.groups * header_bytes(f.family) + s.blocks * data_bytes(f.family);
   }
   return s;
 }
@@ -77,10 +84,44 @@ void get_column(const uint8_t* block, bool int8, uint32_t flip, int64_t c, uint8
   for (int64_t i = 0; i < kBlock && flip; ++i) q[i] = static_cast<uint8_t>(q[i] - 8);
 }
 
+// ---- t4: nibbles are indices of kTable; a scale is an integer times a power of two of its row ----
+
+constexpr auto kIndex = [] {  // of the value v - 16, or the nearest
+  std::array<uint8_t, 33> index{};
+  for (int v = -16; v <= 16; ++v) {
+    int best = 0;
+    for (int i = 1; i < 16; ++i) {
+      const int now = v > kTable[i] ? v - kTable[i] : kTable[i] - v,
+                was = v > kTable[best] ? v - kTable[best] : kTable[best] - v;
+      if (now < was) best = i;
+    }
+    index[static_cast<size_t>(v + 16)] = static_cast<uint8_t>(best);
+  }
+  return index;
+}();
+
+// The least e with |scale| / 2^e <= 127 for all of a row's scales.
+int row_exponent(const uint16_t* scale, int64_t groups) {
+  uint16_t most = 0;
+  for (int64_t g = 0; g < groups; ++g) most = std::max<uint16_t>(most, scale[g] & 0x7fff);
+  return most ? scale_exponent(half_to_float(most)) : 0;
+}
+
+uint16_t table_scale(const uint8_t* panel, const uint8_t* header, int64_t c) {
+  return float_to_half(static_cast<float>(static_cast<int8_t>(header[c])) *
+                       power_of_two(static_cast<int8_t>(panel[c])));
+}
+
+void look_up(uint8_t q[kBlock]) {
+  for (int64_t i = 0; i < kBlock; ++i) q[i] = static_cast<uint8_t>(kTable[q[i] & 15]);
+}
+
+uint32_t flip_of(const Format& f) { return f.symmetric && !f.table ? kEights : 0; }
+
 // Calls on_group(header, group) for each group and on_block(data, block) for each block of a panel.
 template <class F, class G>
 void walk(const Shape& s, Family family, int64_t panel_offset, F&& on_group, G&& on_block) {
-  int64_t at = panel_offset;
+  int64_t at = panel_offset + panel_header_bytes(family);
   for (int64_t g = 0, b = 0; g < s.groups; ++g) {
     on_group(at, g);
     at += header_bytes(family);
@@ -139,10 +180,24 @@ void pack_panels(const Format& f, const void* q, const uint16_t* scale, const ui
       }
       continue;
     }
+    float inverse[kPanel] = {};
+    for (int64_t c = 0; c < valid && f.table; ++c) {
+      const int e = row_exponent(scale + (column + c) * s.groups, s.groups);
+      out[p * s.panel_bytes + c] = static_cast<uint8_t>(static_cast<int8_t>(e));
+      inverse[c] = power_of_two(-e);
+    }
     walk(
         s, f.family, p * s.panel_bytes,
         [&](int64_t at, int64_t g) {
           for (int64_t c = 0; c < valid; ++c) {
+            if (f.table) {
+              const float v = half_to_float(scale[(column + c) * s.groups + g]) * inverse[c];
+              out[at + c] = static_cast<uint8_t>(static_cast<int8_t>(!(v < 127)  ? 127
+                                                                     : v <= -127 ? -127
+                                                                     : v < 0     ? v - 0.5f
+                                                                                 : v + 0.5f));
+              continue;
+            }
             std::memcpy(out + at + 2 * c, scale + (column + c) * s.groups + g, 2);
             if (!f.symmetric) out[at + 32 + c / 2] |= (zero[(column + c) * s.groups + g] & 15) << (c % 2 * 4);
           }
@@ -153,7 +208,13 @@ void pack_panels(const Format& f, const void* q, const uint16_t* scale, const ui
             const uint8_t* from = bytes + (column + c) * k + b * kBlock;
             uint8_t padded[kBlock] = {};
             if (length < kBlock) from = static_cast<const uint8_t*>(std::memcpy(padded, from, length));
-            put_column(from, f.bits == 8, f.symmetric ? kEights : 0, c, out + at);
+            if (f.table) {
+              for (int64_t i = 0; i < kBlock; ++i) {
+                padded[i] = kIndex[static_cast<size_t>(std::clamp<int>(static_cast<int8_t>(from[i]), -16, 16) + 16)];
+              }
+              from = padded;
+            }
+            put_column(from, f.bits == 8, flip_of(f), c, out + at);
           }
         });
   }
@@ -186,6 +247,10 @@ void unpack_panels(const Format& f, const void* packed, int64_t n, int64_t k, in
         s, f.family, p * s.panel_bytes,
         [&](int64_t at, int64_t g) {
           for (int64_t c = 0; c < valid; ++c) {
+            if (f.table) {
+              scale[(column + c) * s.groups + g] = table_scale(in + p * s.panel_bytes, in + at, c);
+              continue;
+            }
             std::memcpy(scale + (column + c) * s.groups + g, in + at + 2 * c, 2);
             if (!f.symmetric) zero[(column + c) * s.groups + g] = in[at + 32 + c / 2] >> (c % 2 * 4) & 15;
           }
@@ -194,7 +259,8 @@ void unpack_panels(const Format& f, const void* packed, int64_t n, int64_t k, in
           const int64_t length = std::min(kBlock, k - b * kBlock);
           for (int64_t c = 0; c < valid; ++c) {
             uint8_t column_values[kBlock];
-            get_column(in + at, f.bits == 8, f.symmetric ? kEights : 0, c, column_values);
+            get_column(in + at, f.bits == 8, flip_of(f), c, column_values);
+            if (f.table) look_up(column_values);
             std::memcpy(bytes + (column + c) * k + b * kBlock, column_values, length);
           }
         });
@@ -205,13 +271,18 @@ void unpack_block(const Format& f, const void* packed, int64_t k, int64_t row, i
                   uint16_t* scale, int* zero) {
   const Shape s = shape_of(f, k);
   const int64_t c = row % kPanel, g = block / s.group_blocks;
-  const int64_t header =
-      row / kPanel * s.panel_bytes + g * header_bytes(f.family) + g * s.group_blocks * data_bytes(f.family);
-  const uint8_t* in = static_cast<const uint8_t*>(packed) + header;
-  std::memcpy(scale, in + 2 * c, 2);
+  const uint8_t* panel = static_cast<const uint8_t*>(packed) + row / kPanel * s.panel_bytes;
+  const uint8_t* in =
+      panel + panel_header_bytes(f.family) + g * header_bytes(f.family) + g * s.group_blocks * data_bytes(f.family);
+  if (f.table) {
+    *scale = table_scale(panel, in, c);
+  } else {
+    std::memcpy(scale, in + 2 * c, 2);
+  }
   *zero = f.symmetric ? 0 : in[32 + c / 2] >> (c % 2 * 4) & 15;
   in += header_bytes(f.family) + (block - g * s.group_blocks) * data_bytes(f.family);
-  get_column(in, f.bits == 8, f.symmetric ? kEights : 0, c, q);
+  get_column(in, f.bits == 8, flip_of(f), c, q);
+  if (f.table) look_up(q);
 }
 
 }  // namespace edgec::kernels

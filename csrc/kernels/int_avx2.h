@@ -40,6 +40,28 @@ EDGEC_INLINE __m256i load_zeros(const uint8_t* p) {
   return _mm256_or_si256(low, _mm256_slli_epi32(low, 16));
 }
 
+// The table's values + 16, twice, for pshufb.
+struct alignas(32) TableBytes {
+  uint8_t u[32];
+};
+static constexpr TableBytes kTableBytes = [] {
+  TableBytes t{};
+  for (int i = 0; i < 32; ++i) t.u[i] = static_cast<uint8_t>(kTable[i % 16] + 16);
+  return t;
+}();
+EDGEC_INLINE __m256i table_bytes() { return _mm256_load_si256(reinterpret_cast<const __m256i*>(kTableBytes.u)); }
+// Eight s8 scales to (scale, scale) pairs of int16, one pair a column.
+EDGEC_INLINE __m256i load_integer_scales(const uint8_t* p) {
+  const __m128i v = _mm_loadl_epi64(reinterpret_cast<const __m128i_u*>(p));
+  return _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(v, v));
+}
+// Nibbles to what maddubs takes.
+template <Family kFamily>
+EDGEC_INLINE __m256i nibbles(__m256i v) {
+  v = _mm256_and_si256(v, _mm256_set1_epi8(15));
+  return kFamily == Family::kT4N16K4 ? _mm256_shuffle_epi8(table_bytes(), v) : v;
+}
+
 // total + dots * column scales * row scale.
 EDGEC_INLINE __m256 scaled(__m256i dots, __m256 scale, const uint8_t* row_scale, __m256 total) {
   return _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots), _mm256_mul_ps(scale, _mm256_castsi256_ps(broadcast4(row_scale))),
@@ -49,7 +71,6 @@ EDGEC_INLINE __m256 scaled(__m256i dots, __m256 scale, const uint8_t* row_scale,
 // Adds one block of one panel to totals[kRows][16].
 template <Family kFamily, int kRows>
 EDGEC_INLINE void int4_block(const uint8_t* a, const uint8_t* header, const uint8_t* b, float* totals) {
-  const __m256i mask = _mm256_set1_epi8(15);
   __m256i acc[kRows][2];
   for (int r = 0; r < kRows; ++r) acc[r][0] = acc[r][1] = broadcast4(a + kRows * 36 + 4 * r);
   if constexpr (kFamily == Family::kU4N16K4) {
@@ -61,15 +82,15 @@ EDGEC_INLINE void int4_block(const uint8_t* a, const uint8_t* header, const uint
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
     const __m256i raw0 = load_bytes(b + 32 * i), raw1 = load_bytes(b + 128 + 32 * i);
-    const __m256i low0 = _mm256_and_si256(raw0, mask), low1 = _mm256_and_si256(raw1, mask);
+    const __m256i low0 = nibbles<kFamily>(raw0), low1 = nibbles<kFamily>(raw1);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       const __m256i x = broadcast4(a + 32 * r + 8 * i);
       EDGEC_DOT_U4(acc[r][0], low0, x);
       EDGEC_DOT_U4(acc[r][1], low1, x);
     }
-    const __m256i high0 = _mm256_and_si256(_mm256_srli_epi16(raw0, 4), mask);
-    const __m256i high1 = _mm256_and_si256(_mm256_srli_epi16(raw1, 4), mask);
+    const __m256i high0 = nibbles<kFamily>(_mm256_srli_epi16(raw0, 4));
+    const __m256i high1 = nibbles<kFamily>(_mm256_srli_epi16(raw1, 4));
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       const __m256i x = broadcast4(a + 32 * r + 8 * i + 4);
@@ -78,6 +99,16 @@ EDGEC_INLINE void int4_block(const uint8_t* a, const uint8_t* header, const uint
     }
   }
   for (int h = 0; h < 2; ++h) {
+    if constexpr (kFamily == Family::kT4N16K4) {
+      const __m256i scale = load_integer_scales(header + h * 8);
+      for (int r = 0; r < kRows; ++r) {
+        float* total = totals + r * kPanel + 8 * h;
+        const __m256 dots = _mm256_cvtepi32_ps(_mm256_madd_epi16(acc[r][h], scale));
+        const __m256 row_scale = _mm256_castsi256_ps(broadcast4(a + kRows * 32 + 4 * r));
+        _mm256_store_ps(total, _mm256_fmadd_ps(dots, row_scale, _mm256_load_ps(total)));
+      }
+      continue;
+    }
     const __m256 scale = load_scales(header + h * 16);
     for (int r = 0; r < kRows; ++r) {
       float* total = totals + r * kPanel + 8 * h;
@@ -126,7 +157,8 @@ static void stream_blocks(const uint8_t* a, const uint8_t* const* panels, int co
   constexpr int64_t kRowBytes = kFamily == Family::kS8N16K4 ? 68 : 40;
   constexpr int64_t kHeader = header_bytes(kFamily), kData = data_bytes(kFamily);
   a += from * kRows * kRowBytes;
-  int64_t group = from / group_blocks * (kHeader + group_blocks * kData), in_group = from % group_blocks;
+  int64_t group = panel_header_bytes(kFamily) + from / group_blocks * (kHeader + group_blocks * kData);
+  int64_t in_group = from % group_blocks;
   for (int64_t block = from; block < to; ++block, a += kRows * kRowBytes) {
     for (int p = 0; p < count; ++p) {
       const uint8_t *header = panels[p] + group, *b = header + kHeader + in_group * kData;
@@ -185,8 +217,10 @@ static void linear_streamed(const LinearJob& job, int64_t tile_begin, int64_t ti
       }
       for (int s = 0; s < count; ++s) {
         for (int64_t tile = tile_begin; tile < stop; ++tile) {
-          const int64_t row = job.row(tile);
-          store_tile(job, row, job.row(tile + 1) - row, index[s], totals + (s * rows + row - first) * kPanel);
+          const int64_t row = job.row(tile), height = job.row(tile + 1) - row;
+          float* sums = totals + (s * rows + row - first) * kPanel;
+          if (kFamily == Family::kT4N16K4) apply_exponents(panels[s], height, sums);
+          store_tile(job, row, height, index[s], sums);
         }
       }
     }

@@ -12,10 +12,11 @@ static float dot_block_generic(Family family, const uint8_t* values, const int16
   // 32 bytes hold 8 columns x 4 k: low nibbles one step of k, high nibbles the next.
   const uint8_t* at = data + column / 8 * 128 + column % 8 * 4;
   for (int k = 0; k < 32; ++k) {
-    const int u = at[k / 8 * 32 + k % 4] >> (k / 4 % 2 * 4) & 15;
+    const int nibble = at[k / 8 * 32 + k % 4] >> (k / 4 % 2 * 4) & 15;
+    const int u = family == Family::kT4N16K4 ? kTable[nibble] + 16 : nibble;
     total += u * static_cast<int8_t>(values[k]);
   }
-  // pair_sum is -8 or -1 times the activations' sum.
+  // pair_sum is -8, -16 or -1 times the activations' sum.
   return static_cast<float>(total + static_cast<int32_t>(pair_sum) * (family == Family::kU4N16K4 ? zero : 1));
 }
 
@@ -28,7 +29,8 @@ static void linear_int_generic(const LinearJob& job, int64_t tile_begin, int64_t
   for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
     for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
       const int64_t row = job.row(tile), rows = job.row(tile + 1) - row;
-      const uint8_t* b = static_cast<const uint8_t*>(job.args.packed) + panel * job.panel_bytes;
+      const uint8_t* first = static_cast<const uint8_t*>(job.args.packed) + panel * job.panel_bytes;
+      const uint8_t* b = first + panel_header_bytes(kFamily);
       const uint8_t* a = job.prepared + row * job.blocks * kRow;
       for (float& s : sums) s = 0.0f;
       for (int64_t block = 0; block < job.blocks;) {
@@ -36,7 +38,8 @@ static void linear_int_generic(const LinearJob& job, int64_t tile_begin, int64_t
         float scale[kPanel];
         int zero[kPanel];
         for (int c = 0; c < kPanel; ++c) {
-          scale[c] = half_to_float(load_u16(header + 2 * c));
+          scale[c] = kFamily == Family::kT4N16K4 ? static_cast<float>(static_cast<int8_t>(header[c]))
+                                                 : half_to_float(load_u16(header + 2 * c));
           zero[c] = kFamily == Family::kU4N16K4 ? header[32 + c / 2] >> (c % 2 * 4) & 15 : 0;
         }
         b += header_bytes(kFamily);
@@ -59,6 +62,7 @@ static void linear_int_generic(const LinearJob& job, int64_t tile_begin, int64_t
           a += rows * kRow;
         }
       }
+      if (kFamily == Family::kT4N16K4) apply_exponents(first, rows, sums);
       store_tile(job, row, rows, panel, sums);
     }
   }

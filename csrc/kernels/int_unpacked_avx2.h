@@ -6,7 +6,7 @@ template <int kSteps>
 struct alignas(32) UnpackedBlock {
   uint8_t w[kSteps][2][32];  // [step][half]
   float scale[2][8];
-  int16_t zero[2][16];  // int4: (zero, zero) a column
+  int16_t pair[2][16];  // u4: (zero, zero) a column; t4: its integer scale so
 };
 
 EDGEC_INLINE __m256i load_aligned(const void* p) { return _mm256_load_si256(static_cast<const __m256i*>(p)); }
@@ -34,11 +34,10 @@ struct Unpack {
         store_aligned(out->w[2 * i + 1][h], pick(_mm256_shuffle_ps(a, b, 0xdd)));
       }
     } else {
-      const __m256i mask = _mm256_set1_epi8(15);
       for (int i = 0; i < 4; ++i) {
         const __m256i raw = load_bytes(data + 128 * h + 32 * i);
-        store_aligned(out->w[2 * i][h], _mm256_and_si256(raw, mask));
-        store_aligned(out->w[2 * i + 1][h], _mm256_and_si256(_mm256_srli_epi16(raw, 4), mask));
+        store_aligned(out->w[2 * i][h], nibbles<kFamily>(raw));
+        store_aligned(out->w[2 * i + 1][h], nibbles<kFamily>(_mm256_srli_epi16(raw, 4)));
       }
     }
   }
@@ -47,10 +46,14 @@ struct Unpack {
   static void blocks(const uint8_t* b, int64_t from, int64_t to, int64_t group_blocks, Block* out) {
     constexpr int64_t kHeader = header_bytes(kFamily), kData = data_bytes(kFamily);
     for (int64_t block = from; block < to; ++block, ++out) {
-      const uint8_t* header = b + block / group_blocks * (kHeader + group_blocks * kData);
+      const uint8_t* header = b + panel_header_bytes(kFamily) + block / group_blocks * (kHeader + group_blocks * kData);
       for (int h = 0; h < 2; ++h) {
-        _mm256_store_ps(out->scale[h], load_scales(header + 16 * h));
-        if constexpr (kFamily == Family::kU4N16K4) store_aligned(out->zero[h], load_zeros(header + 32 + 4 * h));
+        if constexpr (kFamily == Family::kT4N16K4) {
+          store_aligned(out->pair[h], load_integer_scales(header + 8 * h));
+        } else {
+          _mm256_store_ps(out->scale[h], load_scales(header + 16 * h));
+        }
+        if constexpr (kFamily == Family::kU4N16K4) store_aligned(out->pair[h], load_zeros(header + 32 + 4 * h));
         half(header + kHeader + block % group_blocks * kData, h, out);
       }
     }
@@ -77,7 +80,7 @@ struct Unpack {
       for (int r = 0; r < kRows; ++r) {
         acc[r][0] = acc[r][1] = kInt8 ? _mm256_setzero_si256() : broadcast4(scales + kRows * 4 + 4 * r);
         if constexpr (kFamily == Family::kU4N16K4) {
-          for (int h = 0; h < 2; ++h) acc[r][h] = _mm256_mullo_epi16(acc[r][h], load_aligned(b->zero[h]));
+          for (int h = 0; h < 2; ++h) acc[r][h] = _mm256_mullo_epi16(acc[r][h], load_aligned(b->pair[h]));
         }
       }
 #pragma GCC unroll 16
@@ -92,6 +95,14 @@ struct Unpack {
       }
 #pragma GCC unroll 2
       for (int h = 0; h < 2; ++h) {
+        if constexpr (kFamily == Family::kT4N16K4) {
+#pragma GCC unroll 8
+          for (int r = 0; r < kRows; ++r) {
+            const __m256 dots = _mm256_cvtepi32_ps(_mm256_madd_epi16(acc[r][h], load_aligned(b->pair[h])));
+            total[r][h] = _mm256_fmadd_ps(dots, _mm256_castsi256_ps(broadcast4(scales + 4 * r)), total[r][h]);
+          }
+          continue;
+        }
         const __m256 scale = _mm256_load_ps(b->scale[h]);
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
@@ -156,8 +167,10 @@ static void linear_unpacked(const LinearJob& job, int64_t tile_begin, int64_t ti
         }
       }
       for (int64_t tile = tile_begin; tile < stop; ++tile) {
-        const int64_t row = job.row(tile);
-        store_tile(job, row, job.row(tile + 1) - row, panel, sums + (row - first_row) * kPanel);
+        const int64_t row = job.row(tile), rows = job.row(tile + 1) - row;
+        float* out = sums + (row - first_row) * kPanel;
+        if (kFamily == Family::kT4N16K4) apply_exponents(b, rows, out);
+        store_tile(job, row, rows, panel, out);
       }
     }
   }

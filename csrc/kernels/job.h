@@ -55,7 +55,11 @@ struct LinearKernel {
 };
 
 // Bytes of a group's scales and zero points in a panel.
-constexpr int64_t header_bytes(Family family) { return family == Family::kU4N16K4 ? 40 : 32; }
+constexpr int64_t header_bytes(Family family) {
+  return family == Family::kU4N16K4 ? 40 : family == Family::kT4N16K4 ? 16 : 32;
+}
+// Bytes before a panel's first group: the exponents of the columns' scales.
+constexpr int64_t panel_header_bytes(Family family) { return family == Family::kT4N16K4 ? kPanel : 0; }
 // Bytes of a block of 32 along K in a panel of 16 columns.
 constexpr int64_t data_bytes(Family family) { return family == Family::kS8N16K4 ? 512 : 256; }
 

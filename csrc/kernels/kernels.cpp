@@ -114,7 +114,8 @@ void linear(const LinearArgs& args, const ParallelFor& pool, void* scratch, cons
   job.tiles = ceil_div(args.m, kernel->info.mr);
   job.blocks = ceil_div(args.k, kBlock);
   job.group_blocks = args.format->group ? args.format->group / kBlock : std::max<int64_t>(job.blocks, 1);
-  job.panel_bytes = ceil_div(job.blocks, job.group_blocks) * header_bytes(args.format->family) +
+  job.panel_bytes = panel_header_bytes(args.format->family) +
+                    ceil_div(job.blocks, job.group_blocks) * header_bytes(args.format->family) +
                     job.blocks * data_bytes(args.format->family);
   job.prepared = scratch ? align64(scratch) : nullptr;
 
@@ -216,6 +217,8 @@ const char* family_name(Family family) {
       return "s4n16k4";
     case Family::kU4N16K4:
       return "u4n16k4";
+    case Family::kT4N16K4:
+      return "t4n16k4";
     case Family::kS8N16K4:
       return "s8n16k4";
     case Family::kF32N16:

@@ -46,7 +46,7 @@ void parallel(const ParallelFor& pool, int64_t n, int64_t grain, F&& f, const Ah
 
 // ---- Packed formats: the name is the contract between compiler and kernels (docs/kernels.md has the layouts) ----
 
-enum class Family : int32_t { kS4N16K4, kU4N16K4, kS8N16K4, kF32N16, kS8Row };
+enum class Family : int32_t { kS4N16K4, kU4N16K4, kT4N16K4, kS8N16K4, kF32N16, kS8Row };
 
 struct Format {
   const char* name;
@@ -54,8 +54,13 @@ struct Format {
   int bits;
   int group;  // weights along K that share a scale; 0: the whole row
   bool symmetric;
-  double bits_per_weight;  // scales and zero points included, padding not
+  bool table;              // the integers are values of kTable, a row's scales -127..127 times one power of two
+  double bits_per_weight;  // scales and zero points included, padding and what a row has one of not
 };
+
+// The integers of formats with `table`, by least squared error over normal weights and those of two transformers.
+// Within 16: a lane of 16 products by s8 then fits int16.
+constexpr int8_t kTable[16] = {-16, -12, -10, -8, -6, -4, -2, -1, 0, 1, 3, 5, 7, 9, 12, 16};
 
 const Format* formats(int* count);
 const Format* find_format(std::string_view name);  // null: no such format
@@ -66,8 +71,9 @@ inline int64_t panels(int64_t n) { return (n + kPanel - 1) / kPanel; }
 // SIZE_MAX when that does not fit 62 bits.
 size_t packed_nbytes(const Format& format, int64_t n, int64_t k);
 // Packs rows [panel_begin * kPanel, panel_end * kPanel) of a [n, k] weight; for kS8Row panels are of 16 table rows too.
-// q: s8 in [-8, 7] (s4), u8 in [0, 15] (u4), s8 (s8), f32 (f32). scale: f16 bits [n, ceil(k / group)], or [n, 1] when
-// group is 0. zero: u8 in [0, 15], shaped as scale, for u4 only. Values out of range are masked, never out of bounds.
+// q: s8 in [-8, 7] (s4), of kTable (t4; what is not becomes the nearest), u8 in [0, 15] (u4), s8 (s8), f32 (f32).
+// scale: f16 bits [n, ceil(k / group)], or [n, 1] when group is 0. zero: u8 in [0, 15], shaped as scale, for u4 only.
+// Values out of range are masked, never out of bounds.
 void pack_panels(const Format& format, const void* q, const uint16_t* scale, const uint8_t* zero, int64_t n, int64_t k,
                  int64_t panel_begin, int64_t panel_end, void* packed);
 void unpack_panels(const Format& format, const void* packed, int64_t n, int64_t k, int64_t panel_begin,
@@ -93,6 +99,7 @@ struct QuantizeArgs {
   int8_t* q;                // [n, k] s8 when symmetric, u8 otherwise
   uint16_t* scale;          // f16 bits [n, groups]
   uint8_t* zero;            // [n, groups], asymmetric only
+  bool table = false;       // 4 bits, symmetric, group 32: to kTable's values
   double* error = nullptr;  // [n, 2] each row's sum of squared errors and of squares, or null
 };
 void quantize_rows(const QuantizeArgs& args, int64_t row_begin, int64_t row_end, const IsaOps* ops = nullptr);

@@ -71,8 +71,8 @@ EDGEC_INLINE void quantize_block(const float* x, int64_t valid, uint8_t* values,
 template <bool kWide>
 static void prepare_blocks(const LinearJob& job, int64_t tile_begin, int64_t tile_end) {
   const int64_t value_bytes = kWide ? 64 : 32, row_bytes = kWide ? 68 : 40;
-  // u4 kernels see u = q + 8 (s4) or u = q + zero (u4): the sums, times -8 or -zero, take the offset back.
-  const int32_t factor = job.args.format->symmetric ? -8 : -1;
+  // u4 kernels see u = q + 8 (s4), q + 16 (t4) or q + zero (u4): the sums, times -8 ..., take the offset back.
+  const int32_t factor = job.args.format->table ? -16 : job.args.format->symmetric ? -8 : -1;
   for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
     const int64_t first = job.row(tile), mr = job.stored_rows(tile);
     NormedRows rows(job, first, mr);

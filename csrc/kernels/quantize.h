@@ -36,6 +36,100 @@ EDGEC_INLINE void try_candidate(GroupFit* g, float inverse, int zero, float low,
   }
 }
 
+// The values of kTable next to those of v.
+EDGEC_INLINE f32x8 nearest_in_table(f32x8 v) {
+  f32x8 q = splat(static_cast<float>(kTable[0]));
+#pragma GCC unroll 15
+  for (int i = 1; i < 16; ++i) {
+    const float middle = 0.5f * static_cast<float>(kTable[i - 1] + kTable[i]);
+    q += from_bits(bits(splat(static_cast<float>(kTable[i] - kTable[i - 1]))) & (v > middle));
+  }
+  return q;
+}
+
+// Tries kTable times `step`, or (best_step) times the best step for the same integers.
+EDGEC_INLINE void try_table(GroupFit* g, float step, bool best_step) {
+  f32x8 wq = splat(0.0f), qq = splat(0.0f);
+  const float inverse = 1.0f / step;
+  for (int i = 0; i < g->vectors; ++i) {
+    const f32x8 q = nearest_in_table(g->w[i] * inverse), hq = g->h[i] * q;
+    wq += hq * g->w[i];
+    qq += hq * q;
+  }
+  const float a = sum(wq), b = sum(qq);
+  if (!(b > 0.0f)) return;
+  if (best_step) step = a / b;
+  const float gain = (2.0f * a - b * step) * step;  // a^2 / b at the best step
+  if (gain > g->error) g->error = gain, g->step = step;
+}
+
+// A row in kTable's values: a step for each group as above, then the nearest integers times the row's power of two.
+static void quantize_table_row(const QuantizeArgs& args, int64_t row, int64_t groups) {
+  const float* w = args.w + row * args.k;
+  uint16_t* scale = args.scale + row * groups;
+  float most = 0.0f;
+  double noise = 0.0, signal = 0.0;
+  // The first pass finds the steps, the second one the integers for them once the row's exponent is known.
+  for (int pass = 0; pass < 2; ++pass) {
+    const float unit = pass && most > 0.0f ? power_of_two(scale_exponent(most)) : 0.0f;
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t at = g * kBlock, count = args.k - at < kBlock ? args.k - at : kBlock;
+      GroupFit fit;
+      fit.vectors = static_cast<int>((count + 7) / 8);
+      fit.error = 0.0f;
+      fit.step = 0.0f;
+      float top = 0.0f;
+      for (int64_t i = at; i < at + count; ++i) {
+        const float a = w[i] < 0 ? -w[i] : w[i];
+        top = a > top || a != a ? a : top;
+      }
+      // In units of the largest weight, or of the first pass's step: squares of tiny and huge weights fit float.
+      const float norm = pass ? unit * 127.0f : top;
+      if (norm > 0.0f && norm < 1e38f) {
+        for (int i = 0; i < fit.vectors; ++i) {
+          fit.w[i] = load_n(w + at + 8 * i, count - 8 * i) * (1.0f / norm);
+          fit.h[i] = args.importance ? load_n(args.importance + at + 8 * i, count - 8 * i) : splat(1.0f);
+        }
+      }
+      if (!pass) {
+        float step = top / 16.0f;
+        if (args.search && norm > 0.0f && norm < 1e38f) {
+          for (int i = -5; i <= 3; ++i) {
+            const float s = (1.0f + 0.06f * static_cast<float>(i)) / 16.0f;
+            try_table(&fit, s, true);
+            try_table(&fit, -s, true);
+          }
+          step = fit.step * norm;
+        }
+        scale[g] = float_to_half(step);
+        const float size = half_to_float(scale[g] & 0x7fff);
+        most = size > most ? size : most;
+        continue;
+      }
+      const float wanted = unit > 0.0f ? half_to_float(scale[g]) / unit : 0.0f;
+      float integer = static_cast<float>(round_even(splat(wanted))[0]);
+      if (args.search && norm > 0.0f && norm < 1e38f) {
+        for (int d = -1; d <= 1; ++d) {
+          const float s = integer + static_cast<float>(d);
+          if (s != 0.0f && s >= -127.0f && s <= 127.0f) try_table(&fit, s / 127.0f, false);
+        }
+        integer = to_float(round_even(splat(fit.step * 127.0f)))[0];
+      }
+      scale[g] = float_to_half(integer * unit);
+      const float stored = half_to_float(scale[g]), inverse = stored != 0.0f ? 1.0f / stored : 0.0f;
+      for (int64_t i = 0; i < count; i += 8) {
+        const f32x8 x = load_n(w + at + i, count - i);
+        const f32x8 q = stored != 0.0f ? nearest_in_table(x * inverse) : splat(0.0f), rest = q * stored - x;
+        for (int64_t j = 0; j < 8 && i + j < count; ++j) {
+          args.q[row * args.k + at + i + j] = static_cast<int8_t>(q[j]);
+          noise += static_cast<double>(rest[j]) * rest[j], signal += static_cast<double>(x[j]) * x[j];
+        }
+      }
+    }
+  }
+  if (args.error) args.error[2 * row] = noise, args.error[2 * row + 1] = signal;
+}
+
 static void quantize_group(const QuantizeArgs& args, const float* w, const float* importance, int64_t count, int8_t* q,
                            uint16_t* scale, uint8_t* zero_out, double* error) {
   const int levels = 1 << args.bits;
@@ -117,6 +211,10 @@ static void quantize_weights(const QuantizeArgs& args, int64_t row_begin, int64_
   const int64_t group = args.group ? args.group : args.k;
   const int64_t groups = group ? (args.k + group - 1) / group : 0;
   for (int64_t r = row_begin; r < row_end; ++r) {
+    if (args.table) {
+      quantize_table_row(args, r, groups);
+      continue;
+    }
     if (args.error) args.error[2 * r] = args.error[2 * r + 1] = 0.0;
     for (int64_t g = 0; g < groups; ++g) {
       const int64_t at = g * group, count = args.k - at < group ? args.k - at : group;

@@ -189,3 +189,16 @@ EDGEC_INLINE uint16_t load_u16(const uint8_t* p) {
   __builtin_memcpy(&v, p, 2);
   return v;
 }
+// 2^e for -126 <= e <= 127.
+EDGEC_INLINE float power_of_two(int e) {
+  const int32_t bits = (e + 127) << 23;
+  float f;
+  __builtin_memcpy(&f, &bits, 4);
+  return f;
+}
+// The least e >= -120 with v / 2^e <= 127, of v > 0 (120 where there is none).
+EDGEC_INLINE int scale_exponent(float v) {
+  int e = -120;
+  while (e < 120 && v > 127.0f * power_of_two(e)) ++e;
+  return e;
+}

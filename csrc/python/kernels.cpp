@@ -73,12 +73,14 @@ int64_t row_stride(const Floats& array, int64_t columns, const char* name) {
 }
 
 py::tuple quantize(const py::array_t<float, py::array::c_style | py::array::forcecast>& w, int bits, int group,
-                   bool symmetric, bool search, const py::object& importance, int threads, const std::string& kernel) {
+                   bool symmetric, bool search, const py::object& importance, int threads, const std::string& kernel,
+                   bool table) {
   const ek::IsaOps* ops = ops_of(kernel);
   require(w.ndim() == 2, "w must be [N, K]");
   require(bits == 4 || bits == 8, "bits must be 4 or 8");
   require(group >= 0, "group must not be negative");
   require(symmetric || bits == 4, "asymmetric quantization is for 4 bits");
+  require(!table || (symmetric && bits == 4 && group == 32), "the table is for 4 bits, symmetric, group 32");
   const int64_t n = w.shape(0), k = w.shape(1), size = group ? group : std::max<int64_t>(k, 1);
   const int64_t groups = (k + size - 1) / size;
   py::array_t<float, py::array::c_style | py::array::forcecast> h;
@@ -100,7 +102,8 @@ py::tuple quantize(const py::array_t<float, py::array::c_style | py::array::forc
                         h.size() ? h.data() : nullptr,
                         static_cast<int8_t*>(q.mutable_data()),
                         static_cast<uint16_t*>(scale.mutable_data()),
-                        nullptr};
+                        nullptr,
+                        table};
   if (!symmetric) {
     py::array_t<uint8_t> z(std::vector<py::ssize_t>{n, groups});
     args.zero = z.mutable_data();
@@ -192,6 +195,7 @@ py::tuple encode(const py::array_t<float, py::array::c_style>& w, const std::str
                               q.data(),
                               scale.data(),
                               format.symmetric ? nullptr : zero.data(),
+                              format.table,
                               &errors[2 * row]};
         ek::quantize_rows(args, 0, rows);
         ek::pack_panels(format, q.data(), scale.data(), zero.data(), rows, k, 0, 1, to + p * panel_bytes);
@@ -470,7 +474,7 @@ py::list list_formats() {
   for (int i = 0; i < count; ++i, ++f) {
     all.append(py::dict(py::arg("name") = f->name, py::arg("family") = ek::family_name(f->family),
                         py::arg("bits") = f->bits, py::arg("group") = f->group, py::arg("symmetric") = f->symmetric,
-                        py::arg("bits_per_weight") = f->bits_per_weight));
+                        py::arg("table") = f->table, py::arg("bits_per_weight") = f->bits_per_weight));
   }
   return all;
 }
@@ -509,5 +513,6 @@ void bind_kernels(py::module_& module) {
     return y;
   });
   m.def("list", &list_kernels);
+  m.def("table", [] { return std::vector<int>(std::begin(ek::kTable), std::end(ek::kTable)); });
   m.def("formats", &list_formats);
 }

@@ -40,15 +40,17 @@ def dtype_size(dtype: str) -> int:
 class Quantized:
     """Integers of `bits` bits in groups of `group` along the last axis (0: the whole axis), one f16 scale a group.
 
-    `zero`: with a zero point per group (asymmetric). The value is (q - zero) * scale.
+    `zero`: with a zero point per group (asymmetric). The value is (q - zero) * scale. `table`: the integers are values of
+    a table of 16 (edgec.kernels.TABLE), a row's scales -127..127 times one power of two.
     """
 
     bits: int
     group: int
     zero: bool = False
+    table: bool = False
 
     def __str__(self):
-        return f"q{self.bits}g{self.group}" + ("z" if self.zero else "")
+        return f"q{self.bits}g{self.group}" + ("z" if self.zero else "") + ("t" if self.table else "")
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class TupleType:
 
 
 Type = TensorType | TupleType
-_TYPE = re.compile(r"(\w+)\[(.*)\](?::q(\d+)g(\d+)(z?))?(?:@([\w.]+))?$")
+_TYPE = re.compile(r"(\w+)\[(.*)\](?::q(\d+)g(\d+)(z?)(t?))?(?:@([\w.]+))?$")
 
 
 def parse_type(text: str) -> Type:
@@ -95,9 +97,9 @@ def _parse_tensor(text: str) -> TensorType:
     match = _TYPE.match(text.strip())
     if not match or match[1] not in DTYPES:
         raise ValueError(f"cannot read the type {text!r}")
-    encoding = Quantized(int(match[3]), int(match[4]), bool(match[5])) if match[3] else None
+    encoding = Quantized(int(match[3]), int(match[4]), bool(match[5]), bool(match[6])) if match[3] else None
     dims = tuple(parse_dim(d) for d in split_commas(match[2]))
-    return TensorType(match[1], dims, encoding, match[6] or "row")
+    return TensorType(match[1], dims, encoding, match[7] or "row")
 
 
 def split_commas(text: str) -> list[str]:

@@ -52,7 +52,9 @@ class Lowered:
 def pick_format(w: Node, op: str) -> str:
     """The packed format of a weight that `op` ("linear" or "gather") reads."""
     e = w.type.encoding
-    return kernels.format_name(32, op=op) if e is None else kernels.format_name(e.bits, e.group, not e.zero, op)
+    return (
+        kernels.format_name(32, op=op) if e is None else kernels.format_name(e.bits, e.group, not e.zero, op, e.table)
+    )
 
 
 def pack(node: Node) -> Data:

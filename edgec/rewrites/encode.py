@@ -88,7 +88,7 @@ def encoded(
     """
     n, k = data.shape
     store, threads = store or Store(), threads or kernels.threads()
-    format = kernels.format_name(encoding.bits, encoding.group, not encoding.zero, op)
+    format = kernels.format_name(encoding.bits, encoding.group, not encoding.zero, op, encoding.table)
     size = kernels.packed_nbytes(format, n, k)
     parts = (_version(), key_text(data.key), str(encoding), format, _digest(importance))
     key = None if None in parts else "|".join(map(str, parts))
@@ -169,4 +169,5 @@ def nbytes(shape: tuple[int, ...], encoding: Quantized | None) -> int:
     if encoding is None:
         return 4 * n * k
     groups = -(-k // (encoding.group or max(k, 1)))
-    return n * (-(-k * encoding.bits // 8) + groups * 2 + (-(-groups // 2) if encoding.zero else 0))
+    scales = groups + 1 if encoding.table else groups * 2 + (-(-groups // 2) if encoding.zero else 0)
+    return n * (-(-k * encoding.bits // 8) + scales)

@@ -39,7 +39,8 @@ WINDOW_CHANNELS = 64  # the same for input channels of larger windows, whose pie
 class Options:
     """What the command line says of weights.
 
-    scheme: "symmetric", "asymmetric" or "best" (asymmetric where it lowers a weight's error by `worthwhile_db`).
+    scheme: "symmetric", "asymmetric", "best" (asymmetric where it lowers a weight's error by `worthwhile_db`) or "table"
+    (16 uneven steps, 4.25 bits a weight; only x86-64 with AVX2 has fast kernels for it).
     table_group: the group of 8-bit tables and 8-bit weights. importance: constant's key -> [K] weights of the columns
     in the squared error (calibration's mean square of the activations). embedding: bits of tables. store: where the
     encoded weights go. tick: called as they are made, with (weights done, of how many).
@@ -63,8 +64,8 @@ class Options:
             raise EdgecError("EC1001", f"--weights {self.weights} is not one of {', '.join(MODES)}")
         if self.activations not in ("int8", "fp32"):
             raise EdgecError("EC1001", f"--activations {self.activations} is neither int8 nor fp32")
-        if self.scheme not in ("symmetric", "asymmetric", "best"):
-            raise EdgecError("EC1001", f"the scheme {self.scheme!r} is not symmetric, asymmetric or best")
+        if self.scheme not in ("symmetric", "asymmetric", "best", "table"):
+            raise EdgecError("EC1001", f"the scheme {self.scheme!r} is not symmetric, asymmetric, best or table")
         if self.group not in (32, 64, 128) or self.table_group not in (32, 64, 128):
             raise EdgecError("EC1001", f"--group {self.group} is not 32, 64 or 128")
         if self.embedding not in (4, 8):
@@ -199,7 +200,9 @@ class Quantizer:
         if bits == 4 and role == "linear" and n * k <= min(SMALL, SHARE * self._total):
             bits, why = 8, "so small a part of the model that 4 bits save little over 8"
         if bits == 4:
-            new, snr = self._make(data, Quantized(4, options.group, self._zero_points(data)), role)
+            table = options.scheme == "table"
+            encoding = Quantized(4, 32, table=True) if table else Quantized(4, options.group, self._zero_points(data))
+            new, snr = self._make(data, encoding, role)
             if math.isnan(snr):
                 return keep("it holds numbers that are not finite")
             if snr >= LOW_SNR_DB:

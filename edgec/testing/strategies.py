@@ -86,6 +86,8 @@ def quantized_weights(
     if format.bits == 32:
         return QuantizedWeight(format, rng.standard_normal(shape).astype(np.float32), None, None)
     low, high = (0, 15) if not format.symmetric else (-8, 7) if format.bits == 4 else (-128, 127)
+    if format.table:
+        low, high = min(ek.TABLE), max(ek.TABLE)
     fill = draw(st.sampled_from(("random", "low", "high", "zero")))
     fixed = {"low": low, "high": high, "zero": 0}
     dtype = np.int8 if format.symmetric else np.uint8
@@ -94,6 +96,8 @@ def quantized_weights(
         if fill == "random"
         else np.full(shape, fixed[fill], dtype)
     )
+    if format.table and fill == "random":
+        q = rng.choice(np.int8(ek.TABLE), shape)
     groups = (shape[0], -(-shape[1] // (format.group or shape[1])))
     kind = "one" if unit_scale else draw(st.sampled_from(("random", "one", "subnormal", "large")))
     scale = {
@@ -102,6 +106,9 @@ def quantized_weights(
         "subnormal": rng.integers(0, 1023, groups) * 2.0**-24,
         "large": rng.uniform(-60000, 60000, groups),
     }[kind].astype(np.float16)
+    if format.table and kind != "one":
+        exponent = {"random": rng.integers(-16, 4, (shape[0], 1)), "subnormal": -24, "large": 9}[kind]
+        scale = (rng.integers(-127, 127, groups, endpoint=True) * np.exp2(exponent)).astype(np.float16)
     zero = None if format.symmetric else rng.integers(0, 15, groups, endpoint=True).astype(np.uint8)
     return QuantizedWeight(format, q, scale, zero)
 

@@ -69,7 +69,8 @@ Packed pack(const ek::Format& f, int64_t n, int64_t k) {
                               below(2) ? importance.data() : nullptr,
                               q.data(),
                               scale.data(),
-                              f.symmetric ? nullptr : zero.data()};
+                              f.symmetric ? nullptr : zero.data(),
+                              f.table};
   ek::quantize_rows(args, 0, n);
   ek::pack_panels(f, q.data(), scale.data(), zero.data(), n, k, 0, ek::panels(n), p.bytes.data());
   ek::unpack_panels(f, p.bytes.data(), n, k, 0, ek::panels(n), q2.data(), scale2.data(), zero2.data());

@@ -119,7 +119,7 @@ def test_non_finite_row_is_nan_and_stays_in_its_row(kernel, bad):
     packed = (
         ek.pack(fmt.name, w)
         if fmt.bits == 32
-        else ek.pack(fmt.name, *ek.quantize(w, fmt.bits, fmt.group, fmt.symmetric))
+        else ek.pack(fmt.name, *ek.quantize(w, fmt.bits, fmt.group, fmt.symmetric, table=fmt.table))
     )
     x = rng.standard_normal((5, 70)).astype(np.float32)
     clean = ek.gemm(x, packed, fmt.name, 20, 70, kernel=kernel.name)
@@ -234,7 +234,7 @@ def test_gated_products(fmt, act):
     gate, up = rng.standard_normal((2, 24, 64)).astype(np.float32)
     w = ek.interleave(gate, up)
     f = ek.formats()[fmt]
-    q = (w,) if f.bits == 32 else ek.quantize(w, f.bits, f.group, f.symmetric)
+    q = (w,) if f.bits == 32 else ek.quantize(w, f.bits, f.group, f.symmetric, table=f.table)
     value = w if f.bits == 32 else ek.dequantize(*q, group=f.group)
     x = np.sign(rng.standard_normal((7, 64))).astype(np.float32)  # exact in int8 but for the rounding of the scale
     both = (x @ value.T).reshape(7, 3, 2, 8)
@@ -275,6 +275,42 @@ def test_quantize(kernel, data):
     # The search does not foresee the rounding of the step to f16, at most 2^-11 of each weight.
     energy = (np.pad(w.astype(np.float64), pad).reshape(shape[0], -1, size) ** 2).sum(-1)
     assert (error[1] <= error[0] * 1.02 + energy * 2.0**-22 + 1e-12).all()
+
+
+@pytest.mark.parametrize("kernel", [k for k in ek.list() if k.op == "quantize"], ids=lambda k: k.name)
+@settings(deadline=None, max_examples=30)
+@given(data=st.data())
+def test_quantize_to_the_table(kernel, data):
+    need(kernel)
+    shape = (data.draw(es.sizes(6)), data.draw(es.sizes(300, 32)))
+    rng = np.random.default_rng(data.draw(st.integers(0, 999)))
+    w = es.guarded(
+        rng.standard_normal(shape).astype(np.float32) * np.float32(data.draw(st.sampled_from((1, 1e3, 0.02, 0))))
+    )
+    error = []
+    for search in (False, True):
+        q, scale, zero = ek.quantize(w, 4, 32, True, search, threads=2, kernel=kernel.name, table=True)
+        assert q.dtype == np.int8 and zero is None and np.isin(q, ek.TABLE).all()
+        row = np.abs(scale.astype(np.float64)).max(1, keepdims=True)
+        unit = np.where(row > 0, np.exp2(np.ceil(np.log2(np.where(row > 0, row, 1) / 127))), 1)
+        assert (scale / unit == np.rint(scale / unit)).all()
+        value = ek.dequantize(q, scale)
+        error.append(((value - w) ** 2).sum())
+        # Each weight has the value that is nearest: no other one of the table is closer.
+        others = np.float64(ek.TABLE) * np.repeat(scale.astype(np.float64), 32, 1)[:, : shape[1], None]
+        assert (np.abs(value - w) <= np.abs(others - w[..., None]).min(-1) * (1 + 1e-5) + 1e-9).all()
+        back = ek.unpack("t4g32n16k4", ek.pack("t4g32n16k4", q, scale), *shape)
+        assert (back[0] == q).all() and (back[1] == scale).all()
+    assert error[1] <= error[0] * 1.02 + 1e-12
+
+
+def test_the_table_beats_steps_of_equal_size():
+    w = np.random.default_rng(0).standard_normal((64, 1024)).astype(np.float32)
+
+    def error(**kind):
+        return float(np.square(ek.dequantize(*ek.quantize(w, **kind)) - w).mean())
+
+    assert error(table=True) < 0.94 * error() and error(table=True) < 1.03 * error(symmetric=False)
 
 
 def test_importance_moves_error_to_columns_that_do_not_matter():

@@ -238,3 +238,10 @@ def test_phases_then_quantize_on_a_small_network():
     assert [n.op for n in graph.nodes() if n.op not in ("constant", "input")] == ["linear"]
     assert len(report) == 1
     assert dataclasses.is_dataclass(Options)
+
+
+def test_the_table_has_less_error_in_fewer_bits():
+    graph = graph_of(make("linear", f32("x", "s", 256), weights(704, 256)))
+    chosen = {scheme: quantize(graph, scheme=scheme)[1][0] for scheme in ("symmetric", "table")}
+    assert chosen["table"]["snr_db"] > chosen["symmetric"]["snr_db"] + 0.3
+    assert chosen["table"]["bytes"] < 0.96 * chosen["symmetric"]["bytes"]

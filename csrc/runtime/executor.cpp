@@ -16,6 +16,7 @@ namespace {
 
 constexpr size_t kCachedBindings = 16;
 constexpr size_t kMaxBytes = size_t{1} << 46;
+constexpr int64_t kRoomTokens = 512, kMaxLength = int64_t{1} << 40;
 
 size_t round_up(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
@@ -59,6 +60,7 @@ Executor::Executor(std::span<const std::byte> plan, std::span<const std::byte> c
     if (step.kind != Step::kKernel) continue;
     check_kernel_step(i);
   }
+  find_growing();
 }
 
 void Executor::check_kernel_step(size_t index) {
@@ -147,6 +149,23 @@ Binding& Executor::bind_symbols(std::vector<int64_t> symbols) {
     throw Error(Code::kInputShape, "input '" + plan_.inputs[static_cast<size_t>(s.input)].name + "'",
                 "axis " + std::to_string(s.axis) + " (" + s.name + ") is " + reason);
   }
+  // One binding for each choice of the other symbols, which follows the states' length as far as its memory goes.
+  if (!growing_.exprs.empty()) {
+    const auto same = [&](const std::unique_ptr<Binding>& b) {
+      for (size_t i = 0; i < symbols.size(); ++i)
+        if (plan_.symbols[i].input != Symbol::kLength && b->symbols[i] != symbols[i]) return false;
+      return true;
+    };
+    found = std::find_if(bindings_.begin(), bindings_.end(), same);
+    if (found != bindings_.end()) {
+      std::unique_ptr<Binding> binding = std::move(*found);
+      bindings_.erase(found);
+      if (grow(*binding, symbols)) {
+        bindings_.push_front(std::move(binding));
+        return *bindings_.front();
+      }
+    }
+  }
   bindings_.push_front(make_binding(std::move(symbols)));
   if (bindings_.size() > kCachedBindings) bindings_.pop_back();
   return *bindings_.front();
@@ -167,101 +186,208 @@ void Executor::check_inputs(std::span<const std::span<const int64_t>> input_shap
   }
 }
 
+void Executor::run_check(const Check& c, const std::vector<int64_t>& exprs) const {
+  const int64_t a = exprs[static_cast<size_t>(c.a)], b = exprs[static_cast<size_t>(c.b)];
+  const bool holds = c.kind == Check::kEqual ? a == b : c.kind == Check::kAtLeast ? a >= b : a == b || a == 1 || b == 1;
+  if (holds) return;
+  static constexpr const char* kWant[] = {"equal", "at least", "equal or 1"};
+  throw Error(Code::kCheck, c.message,
+              plan_.text(c.a) + " is " + std::to_string(a) + " and " + plan_.text(c.b) + " is " + std::to_string(b) +
+                  "; needed: " + kWant[c.kind]);
+}
+
 std::unique_ptr<Binding> Executor::make_binding(std::vector<int64_t> symbols) const {
   std::vector<int64_t> exprs;
   plan_.evaluate(symbols, exprs);
-  for (const Check& c : plan_.checks) {
-    const int64_t a = exprs[static_cast<size_t>(c.a)], b = exprs[static_cast<size_t>(c.b)];
-    const bool holds = c.kind == Check::kEqual     ? a == b
-                       : c.kind == Check::kAtLeast ? a >= b
-                                                   : a == b || a == 1 || b == 1;
-    if (holds) continue;
-    static constexpr const char* kWant[] = {"equal", "at least", "equal or 1"};
-    throw Error(Code::kCheck, c.message,
-                plan_.text(c.a) + " is " + std::to_string(a) + " and " + plan_.text(c.b) + " is " + std::to_string(b) +
-                    "; needed: " + kWant[c.kind]);
-  }
+  for (const Check& c : plan_.checks) run_check(c, exprs);
   auto b = std::make_unique<Binding>();
   b->symbols = std::move(symbols);
   b->exprs = std::move(exprs);
+  for (size_t i = 0; i < b->symbols.size(); ++i)
+    if (plan_.symbols[i].input == Symbol::kLength)
+      b->room_length = (std::min(b->symbols[i], kMaxLength) / kRoomTokens + 1) * kRoomTokens;
   bind_values(*b);
   bind_steps(*b);
   return b;
+}
+
+namespace {
+
+[[noreturn]] void value_fault(size_t value, const std::string& reason) {
+  throw Error(Code::kPlan, "value " + std::to_string(value), reason);
+}
+
+}  // namespace
+
+void Executor::size_value(Binding& b, size_t i) const {
+  const ValueDef& v = plan_.values[i];
+  size_t bytes = size_of(v.dtype), at = b.dims_begin[i];
+  for (const int32_t e : v.dims) {
+    const int64_t dim = b.exprs[static_cast<size_t>(e)];
+    if (dim < 0)
+      throw Error(Code::kCheck, "", "these inputs make a dim of " + std::to_string(dim) + " (" + plan_.text(e) + ")",
+                  "Use larger inputs");
+    if (__builtin_mul_overflow(bytes, static_cast<size_t>(dim), &bytes) || bytes > kMaxBytes)
+      throw Error(Code::kMemory, "", "these inputs make a tensor of shape " + plan_.shape_text(v) + ", too large",
+                  "Use smaller inputs");
+    b.dims[at++] = dim;
+  }
+  b.nbytes[i] = bytes;
+  if (v.storage == Storage::kState) {
+    const State& s = plan_.states[static_cast<size_t>(v.a)];
+    const std::span<const int64_t> dims = b.shape(static_cast<int32_t>(i));
+    if (dims[0] != b.exprs[static_cast<size_t>(s.batch)] || dims[1] != s.heads || dims[3] != s.dim)
+      value_fault(i, "its shape is not its state's");
+  }
+  if (v.storage == Storage::kConstant && bytes > static_cast<size_t>(v.b)) value_fault(i, "its constant is too short");
+  if (v.storage == Storage::kTemp) {
+    const int64_t room = b.exprs[static_cast<size_t>(v.a)];
+    if (room < 0 || static_cast<size_t>(room) < bytes || static_cast<size_t>(room) > kMaxBytes)
+      value_fault(i, "its memory of " + std::to_string(room) + " bytes does not fit its shape");
+  }
+}
+
+void Executor::check_place(Binding& b, size_t i) const {
+  const ValueDef& v = plan_.values[i];
+  int64_t offset = 0;
+  size_t at = i;
+  for (; plan_.values[at].storage == Storage::kAlias; at = static_cast<size_t>(plan_.values[at].a)) {
+    const int64_t step = b.exprs[static_cast<size_t>(plan_.values[at].b)];
+    if (step < 0 || __builtin_add_overflow(offset, step, &offset)) value_fault(i, "its offset is negative");
+  }
+  const ValueDef& root = plan_.values[at];
+  const size_t room = root.storage == Storage::kTemp       ? static_cast<size_t>(b.exprs[static_cast<size_t>(root.a)])
+                      : root.storage == Storage::kConstant ? static_cast<size_t>(root.b)
+                                                           : b.nbytes[at];
+  if (static_cast<size_t>(offset) > room || b.nbytes[i] > room - static_cast<size_t>(offset))
+    value_fault(i, "it lies outside the value it is an alias of");
+  b.offsets[i] = offset;
+  if (v.storage == Storage::kOutput) {
+    const auto port = static_cast<size_t>(plan_.outputs[static_cast<size_t>(v.a)].value);
+    if (b.nbytes[i] > b.nbytes[port]) value_fault(i, "it is larger than the output it is written to");
+  }
+}
+
+void Executor::check_outputs(const Binding& b) const {
+  for (const Port& p : plan_.outputs) {
+    const auto root = static_cast<size_t>(plan_.values[static_cast<size_t>(p.value)].root);
+    if (b.offsets[static_cast<size_t>(p.value)] != 0 || b.nbytes[root] > b.nbytes[static_cast<size_t>(p.value)])
+      throw Error(Code::kPlan, "output '" + p.name + "'", "its array is smaller than what is written to it");
+  }
+}
+
+// Sizes that grow with the states get room for more tokens, so that a binding serves many runs.
+std::vector<int64_t> Executor::roomy_exprs(const Binding& b, int64_t length) const {
+  std::vector<int64_t> symbols(b.symbols), exprs(b.exprs);
+  for (size_t i = 0; i < symbols.size(); ++i)
+    if (plan_.symbols[i].input == Symbol::kLength) symbols[i] = length;
+  try {
+    for (const size_t e : growing_.exprs) exprs[e] = plan_.evaluate(e, symbols, exprs);
+  } catch (const Error&) {
+    return b.exprs;
+  }
+  return exprs;
 }
 
 void Executor::bind_values(Binding& b) const {
   const size_t n = plan_.values.size();
   b.nbytes.resize(n);
   b.offsets.resize(n);
+  b.rooms.resize(n);
   b.arena_offsets.resize(n);
-  const auto fault = [](size_t value, const std::string& reason) {
-    throw Error(Code::kPlan, "value " + std::to_string(value), reason);
-  };
-  for (size_t i = 0; i < n; ++i) {
-    const ValueDef& v = plan_.values[i];
-    b.dims_begin.push_back(b.dims.size());
-    size_t bytes = size_of(v.dtype);
-    for (const int32_t e : v.dims) {
-      const int64_t dim = b.exprs[static_cast<size_t>(e)];
-      if (dim < 0)
-        throw Error(Code::kCheck, "", "these inputs make a dim of " + std::to_string(dim) + " (" + plan_.text(e) + ")",
-                    "Use larger inputs");
-      if (__builtin_mul_overflow(bytes, static_cast<size_t>(dim), &bytes) || bytes > kMaxBytes)
-        throw Error(Code::kMemory, "", "these inputs make a tensor of shape " + plan_.shape_text(v) + ", too large",
-                    "Use smaller inputs");
-      b.dims.push_back(dim);
-    }
-    b.nbytes[i] = bytes;
+  size_t n_dims = 0;
+  for (const ValueDef& v : plan_.values) {
+    b.dims_begin.push_back(n_dims);
+    n_dims += v.dims.size();
   }
-  b.dims_begin.push_back(b.dims.size());
+  b.dims_begin.push_back(n_dims);
+  b.dims.resize(n_dims);
+  for (size_t i = 0; i < n; ++i) size_value(b, i);
+  const std::vector<int64_t> roomy = growing_.exprs.empty() ? b.exprs : roomy_exprs(b, b.room_length);
   std::vector<Lifetime> lives;
   std::vector<size_t> owners;
   for (size_t i = 0; i < n; ++i) {
     const ValueDef& v = plan_.values[i];
-    if (v.storage == Storage::kState) {
-      const State& s = plan_.states[static_cast<size_t>(v.a)];
-      const std::span<const int64_t> dims = b.shape(static_cast<int32_t>(i));
-      if (dims[0] != b.exprs[static_cast<size_t>(s.batch)] || dims[1] != s.heads || dims[3] != s.dim)
-        fault(i, "its shape is not its state's");
-    }
-    if (v.storage == Storage::kConstant && b.nbytes[i] > static_cast<size_t>(v.b))
-      fault(i, "its constant is too short");
     if (v.storage != Storage::kTemp) continue;
-    const int64_t bytes = b.exprs[static_cast<size_t>(v.a)];
-    if (bytes < 0 || static_cast<size_t>(bytes) < b.nbytes[i] || static_cast<size_t>(bytes) > kMaxBytes)
-      fault(i, "its memory of " + std::to_string(bytes) + " bytes does not fit its shape");
-    lives.push_back({static_cast<size_t>(bytes), v.b, v.c, 0});
+    const auto bytes = static_cast<size_t>(b.exprs[static_cast<size_t>(v.a)]);
+    const auto more = static_cast<size_t>(std::max<int64_t>(0, roomy[static_cast<size_t>(v.a)]));
+    b.rooms[i] = more > bytes && more <= kMaxBytes ? more : bytes;
+    lives.push_back({b.rooms[i], v.b, v.c, 0});
     owners.push_back(i);
-    b.temp_bytes += round_up(static_cast<size_t>(bytes));
+    b.temp_bytes += round_up(b.rooms[i]);
   }
   b.arena_bytes = layout_arena(lives);
   for (size_t i = 0; i < owners.size(); ++i) b.arena_offsets[owners[i]] = lives[i].offset;
-  for (size_t i = 0; i < n; ++i) {
-    int64_t offset = 0;
-    size_t at = i;
-    for (; plan_.values[at].storage == Storage::kAlias; at = static_cast<size_t>(plan_.values[at].a)) {
-      const int64_t step = b.exprs[static_cast<size_t>(plan_.values[at].b)];
-      if (step < 0 || __builtin_add_overflow(offset, step, &offset)) fault(i, "its offset is negative");
-    }
-    const ValueDef& root = plan_.values[at];
-    const size_t room = root.storage == Storage::kTemp       ? static_cast<size_t>(b.exprs[static_cast<size_t>(root.a)])
-                        : root.storage == Storage::kConstant ? static_cast<size_t>(root.b)
-                                                             : b.nbytes[at];
-    if (static_cast<size_t>(offset) > room || b.nbytes[i] > room - static_cast<size_t>(offset))
-      fault(i, "it lies outside the value it is an alias of");
-    b.offsets[i] = offset;
+  for (size_t i = 0; i < n; ++i) check_place(b, i);
+  check_outputs(b);
+}
+
+// Which parts of a binding follow the states' length.
+void Executor::find_growing() {
+  std::vector<bool> symbols, exprs, values;
+  for (const Symbol& s : plan_.symbols) symbols.push_back(s.input == Symbol::kLength);
+  if (std::ranges::find(symbols, true) == symbols.end()) return;
+  // A parameter's default may follow the length: then it is a symbol like others, and each value binds anew.
+  for (size_t i = 0; i < plan_.exprs.size(); ++i) {
+    exprs.push_back(plan_.reads(i, symbols, exprs));
+    if (exprs.back()) growing_.exprs.push_back(i);
   }
-  for (size_t i = 0; i < n; ++i) {
+  const auto grows = [&](int64_t expr) { return exprs[static_cast<size_t>(expr)]; };
+  for (size_t i = 0; i < plan_.checks.size(); ++i)
+    if (grows(plan_.checks[i].a) || grows(plan_.checks[i].b)) growing_.checks.push_back(i);
+  for (const ValueDef& v : plan_.values)
+    values.push_back(std::ranges::any_of(v.dims, grows) || (v.storage == Storage::kTemp && grows(v.a)) ||
+                     (v.storage == Storage::kAlias && grows(v.b)));
+  // Values that share memory are checked together.
+  std::vector<bool> roots(values.size());
+  for (size_t i = 0; i < values.size(); ++i)
+    if (values[i]) roots[static_cast<size_t>(plan_.values[i].root)] = true;
+  for (size_t i = 0; i < values.size(); ++i)
+    if (values[i] || roots[static_cast<size_t>(plan_.values[i].root)]) growing_.values.push_back(i);
+  for (size_t i = 0; i < plan_.steps.size(); ++i) {
+    const Step& step = plan_.steps[i];
+    bool any = step.extent >= 0 && grows(step.extent);
+    for (const Arg& arg : step.args)
+      any = any || (arg.kind == Arg::kValue && values[static_cast<size_t>(arg.v)]) ||
+            ((arg.kind == Arg::kDim || arg.kind == Arg::kScratch) && grows(arg.v));
+    if (any) growing_.steps.push_back(i);
+  }
+}
+
+bool Executor::grow(Binding& b, const std::vector<int64_t>& symbols) const {
+  b.symbols = symbols;
+  const std::vector<int64_t> offsets = b.offsets;
+  for (const size_t e : growing_.exprs) b.exprs[e] = plan_.evaluate(e, symbols, b.exprs);
+  for (const size_t c : growing_.checks) run_check(plan_.checks[c], b.exprs);
+  for (const size_t i : growing_.values) {
+    size_value(b, i);
     const ValueDef& v = plan_.values[i];
-    if (v.storage != Storage::kOutput) continue;
-    const auto port = static_cast<size_t>(plan_.outputs[static_cast<size_t>(v.a)].value);
-    if (b.nbytes[i] > b.nbytes[port]) fault(i, "it is larger than the output it is written to");
+    if (v.storage == Storage::kTemp && static_cast<size_t>(b.exprs[static_cast<size_t>(v.a)]) > b.rooms[i])
+      return false;
   }
-  for (const Port& p : plan_.outputs) {
-    const auto root = static_cast<size_t>(plan_.values[static_cast<size_t>(p.value)].root);
-    if (b.offsets[static_cast<size_t>(p.value)] != 0 || b.nbytes[root] > b.nbytes[static_cast<size_t>(p.value)])
-      throw Error(Code::kPlan, "output '" + p.name + "'", "its array is smaller than what is written to it");
+  for (const size_t i : growing_.values) check_place(b, i);
+  check_outputs(b);
+  if (b.offsets != offsets) return false;
+  for (const size_t i : growing_.steps) {
+    const Step& step = plan_.steps[i];
+    Binding::BoundStep& bound = b.steps[i];
+    for (size_t j = 0; j < step.args.size(); ++j) {
+      ArgRef& ref = b.args[bound.args + j];
+      if (ref.kind != Arg::kDim && ref.kind != Arg::kScratch) continue;
+      const int64_t value = b.exprs[static_cast<size_t>(step.args[j].v)];
+      if (ref.kind == Arg::kScratch && value != ref.i) return false;
+      ref.i = value;
+      if (step.kind != Step::kCall || ref.kind != Arg::kDim) continue;
+      for (size_t worker = 0; worker < (bound.per_worker ? static_cast<size_t>(threads_) : 1); ++worker)
+        b.slots[bound.slots + worker * bound.n_slots + j] = static_cast<uint64_t>(value);
+    }
+    if (step.kind == Step::kCall) bound.extent = b.exprs[static_cast<size_t>(step.extent)];
+    if (step.kind == Step::kKernel && kernels_[i]->scratch != nullptr) {
+      const ScratchSize size = kernels_[i]->scratch(kernel_call(b, bound, i));
+      if (size.shared > bound.scratch_shared || size.per_worker > bound.scratch_stride) return false;
+    }
   }
+  return true;
 }
 
 void Executor::bind_steps(Binding& b) const {

@@ -37,10 +37,11 @@ struct Binding {
   };
 
   std::vector<int64_t> symbols, exprs;
-  std::vector<int64_t> dims;       // of all values, one after another
-  std::vector<size_t> dims_begin;  // one more than values
-  std::vector<int64_t> offsets;    // of each value from its root's start
-  std::vector<size_t> nbytes;
+  std::vector<int64_t> dims;          // of all values, one after another
+  std::vector<size_t> dims_begin;     // one more than values
+  std::vector<int64_t> offsets;       // of each value from its root's start
+  std::vector<size_t> nbytes, rooms;  // rooms: of temps, the memory each has
+  int64_t room_length = 0;            // of the states, up to which the temps have room
   std::vector<size_t> arena_offsets;  // of roots
   size_t arena_bytes = 0, temp_bytes = 0, scratch_bytes = 0;
   std::vector<uint64_t> slots;
@@ -94,6 +95,14 @@ class Executor {
   void check_inputs(std::span<const std::span<const int64_t>> input_shapes, const std::vector<int64_t>& exprs) const;
   std::unique_ptr<Binding> make_binding(std::vector<int64_t> symbols) const;
   void bind_values(Binding& b) const;
+  void size_value(Binding& b, size_t value) const;
+  void check_place(Binding& b, size_t value) const;
+  void check_outputs(const Binding& b) const;
+  void run_check(const Check& check, const std::vector<int64_t>& exprs) const;
+  std::vector<int64_t> roomy_exprs(const Binding& b, int64_t length) const;
+  void find_growing();
+  // The binding for another length of the states; false: it must be made anew.
+  bool grow(Binding& b, const std::vector<int64_t>& symbols) const;
   void bind_steps(Binding& b) const;
   void resolve(Binding& b) const;
   KernelCall kernel_call(const Binding& b, const Binding::BoundStep& bound, size_t index) const;
@@ -107,6 +116,9 @@ class Executor {
   std::shared_ptr<ThreadPool> pool_;
   std::vector<void*> functions_;
   std::vector<const Kernel*> kernels_;
+  struct {
+    std::vector<size_t> exprs, checks, values, steps;  // that follow the states' length
+  } growing_;
   Block arena_, scratch_;
   std::mutex mutex_;
   std::list<std::unique_ptr<Binding>> bindings_;  // most recent first

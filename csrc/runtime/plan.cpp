@@ -365,6 +365,20 @@ void Plan::evaluate(std::span<const int64_t> symbol_values, std::vector<int64_t>
   for (const std::vector<int64_t>& words : exprs) out.push_back(run_program(words, symbol_values, out));
 }
 
+int64_t Plan::evaluate(size_t expr, std::span<const int64_t> symbol_values, std::span<const int64_t> earlier) const {
+  return run_program(exprs[expr], symbol_values, earlier);
+}
+
+bool Plan::reads(size_t expr, const std::vector<bool>& of_symbols, const std::vector<bool>& earlier) const {
+  const std::vector<int64_t>& words = exprs[expr];
+  for (size_t i = 0; i < words.size(); ++i) {
+    if (words[i] > kEarlier) continue;
+    const int64_t op = words[i++];
+    if (op != kConst && (op == kSymbol ? of_symbols : earlier)[static_cast<size_t>(words[i])]) return true;
+  }
+  return false;
+}
+
 int64_t Plan::fallback(const Symbol& symbol, std::span<const int64_t> earlier) {
   return run_program(symbol.fallback, earlier, {});
 }

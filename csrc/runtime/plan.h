@@ -29,7 +29,7 @@ enum class Storage : int32_t { kInput, kConstant, kTemp, kOutput, kAlias, kState
 struct State {
   std::string past, present;
   DType dtype = DType::kF32;  // or kI8, with an f32 scale for each token and head
-  bool keys = false;            // laid out for products with queries (csrc/kernels/cache.h)
+  bool keys = false;          // laid out for products with queries (csrc/kernels/cache.h)
   int64_t heads = 0, dim = 0;
   int32_t batch = 0, growth = 0;  // exprs: rows of a run, and tokens that it adds to each
 };
@@ -81,6 +81,11 @@ struct Plan {
 
   // All exprs for these symbols; throws Error(kCheck) on overflow or division by zero.
   void evaluate(std::span<const int64_t> symbol_values, std::vector<int64_t>& out) const;
+
+  // One of them, the earlier ones known.
+  int64_t evaluate(size_t expr, std::span<const int64_t> symbol_values, std::span<const int64_t> earlier) const;
+  // Whether an expr reads one of these symbols or earlier exprs.
+  bool reads(size_t expr, const std::vector<bool>& symbols, const std::vector<bool>& earlier) const;
 
   // A parameter's default, from the symbols before it; throws as evaluate.
   static int64_t fallback(const Symbol& symbol, std::span<const int64_t> earlier);

@@ -71,7 +71,7 @@ void States::layout(int64_t capacity) {
       at = round_up(at + static_cast<size_t>(heads) * tokens * 4, 64);
     }
   }
-  views_ = std::move(views);
+  std::ranges::copy(views, views_.begin());  // in place: bindings point to them
   capacity_ = capacity;
   slot_bytes_ = at;
 }

@@ -212,6 +212,9 @@ def test_reserve_keeps_sequences_unless_the_capacity_changes():
     assert (session.slots, session.length(0)) == (1, 3)
     session.reserve(1, 33)
     assert (session.capacity, session.length(0)) == (33, 0)
+    feeds = tokens(rng, 1, 3, 4, 2, 8, 8)
+    want = Oracle(cached_graph()).run(feeds, [0])["y0"]
+    np.testing.assert_allclose(session.call(feeds, [0])["y0"], want, rtol=1e-5, atol=1e-5)
 
 
 def test_memory_is_used_as_it_grows():

@@ -360,7 +360,8 @@ static void attention_heads(const AttentionArgs& a, const ParallelFor& pool, voi
       attention_block(a, h, batch, kv_head, first, rows, from, to, s);
       if (c.splits > 1) continue;
       for (int64_t r = 0; r < rows; ++r)
-        combine_row(a, s.out + r * v_pad, s.peak + r, s.total + r, 0, 1, h.len > 0, out_row(a, batch, kv_head, first + r));
+        combine_row(a, s.out + r * v_pad, s.peak + r, s.total + r, 0, 1, h.len > 0,
+                    out_row(a, batch, kv_head, first + r));
     }
   });
   if (c.splits == 1) return;

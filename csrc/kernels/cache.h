@@ -1,5 +1,5 @@
-// The layouts of cached keys and values, of one head. Keys lie in panels of 16 tokens: f32 [token / 16][dim][16], 8 bits
-// [token / 16][dim / 4][16][4]; values in rows [token][dim]. 8-bit items have one f32 scale for each token.
+// The layouts of cached keys and values, of one head. Keys lie in panels of 16 tokens: f32 [token / 16][dim][16], 8
+// bits [token / 16][dim / 4][16][4]; values in rows [token][dim]. 8-bit items have one f32 scale for each token.
 
 EDGEC_INLINE int64_t quads(int64_t n) { return (n + 3) / 4; }
 

@@ -86,16 +86,15 @@ void get_column(const uint8_t* block, bool int8, uint32_t flip, int64_t c, uint8
 
 // ---- t4: nibbles are indices of kTable; a scale is an integer times a power of two of its row ----
 
-constexpr auto kIndex = [] {  // of the value v - 16, or the nearest
-  std::array<uint8_t, 33> index{};
-  for (int v = -16; v <= 16; ++v) {
+constexpr auto kIndex = [] {  // of the value that is the byte, or of the nearest
+  std::array<uint8_t, 256> index{};
+  for (int v = -128; v < 128; ++v) {
     int best = 0;
     for (int i = 1; i < 16; ++i) {
-      const int now = v > kTable[i] ? v - kTable[i] : kTable[i] - v,
-                was = v > kTable[best] ? v - kTable[best] : kTable[best] - v;
-      if (now < was) best = i;
+      const int now = v - kTable[i], was = v - kTable[best];
+      if (now * now < was * was) best = i;
     }
-    index[static_cast<size_t>(v + 16)] = static_cast<uint8_t>(best);
+    index[static_cast<uint8_t>(v)] = static_cast<uint8_t>(best);
   }
   return index;
 }();
@@ -209,9 +208,7 @@ void pack_panels(const Format& f, const void* q, const uint16_t* scale, const ui
             uint8_t padded[kBlock] = {};
             if (length < kBlock) from = static_cast<const uint8_t*>(std::memcpy(padded, from, length));
             if (f.table) {
-              for (int64_t i = 0; i < kBlock; ++i) {
-                padded[i] = kIndex[static_cast<size_t>(std::clamp<int>(static_cast<int8_t>(from[i]), -16, 16) + 16)];
-              }
+              for (int64_t i = 0; i < kBlock; ++i) padded[i] = kIndex[from[i]];
               from = padded;
             }
             put_column(from, f.bits == 8, flip_of(f), c, out + at);

@@ -118,34 +118,42 @@ EDGEC_INLINE void int4_block(const uint8_t* a, const uint8_t* header, const uint
   }
 }
 
-// int8: both sides as int16 (products of two s8 pairs would saturate maddubs). Lanes hold (column, pair of k) of 4
-// columns.
+// int8: both sides as int16 (products of two s8 pairs would saturate maddubs). Of a column's four k, two shifts make
+// the pairs (0, 2) and (1, 3): the order that activations are prepared in.
+struct Pairs {
+  __m256i even, odd;
+};
+EDGEC_INLINE Pairs widen_pairs(__m256i raw) {
+  return {_mm256_srai_epi16(_mm256_slli_epi16(raw, 8), 8), _mm256_srai_epi16(raw, 8)};
+}
+
 template <int kRows>
 EDGEC_INLINE void int8_block(const uint8_t* a, const uint8_t* header, const uint8_t* b, float* totals) {
-  for (int h = 0; h < 2; ++h, b += 256) {
-    __m256i acc[kRows][2];
-    for (int r = 0; r < kRows; ++r) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
+  __m256i acc[kRows][2];
+  for (int r = 0; r < kRows; ++r) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
 #pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) {
-      const uint8_t* at = b + 32 * i;
-      const __m256i w0 = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i_u*>(at)));
-      const __m256i w1 = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i_u*>(at + 16)));
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        int64_t four;
-        __builtin_memcpy(&four, a + 64 * r + 8 * i, 8);
-        const __m256i x = _mm256_set1_epi64x(four);
-        EDGEC_DOT_S16(acc[r][0], w0, x);
-        EDGEC_DOT_S16(acc[r][1], w1, x);
-      }
-    }
-    const __m256 scale = load_scales(header + h * 16);
+  for (int i = 0; i < 8; ++i) {
+    const __m256i raw0 = load_bytes(b + 32 * i), raw1 = load_bytes(b + 256 + 32 * i);
+    const __m256i even0 = widen_pairs(raw0).even, even1 = widen_pairs(raw1).even;
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      // hadd interleaves the 128-bit halves: columns 0 1 4 5 2 3 6 7.
-      const __m256i dots = _mm256_permute4x64_epi64(_mm256_hadd_epi32(acc[r][0], acc[r][1]), 0xd8);
+      const __m256i x = broadcast4(a + 64 * r + 8 * i);
+      EDGEC_DOT_S16(acc[r][0], even0, x);
+      EDGEC_DOT_S16(acc[r][1], even1, x);
+    }
+    const __m256i odd0 = widen_pairs(raw0).odd, odd1 = widen_pairs(raw1).odd;
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const __m256i x = broadcast4(a + 64 * r + 8 * i + 4);
+      EDGEC_DOT_S16(acc[r][0], odd0, x);
+      EDGEC_DOT_S16(acc[r][1], odd1, x);
+    }
+  }
+  for (int h = 0; h < 2; ++h) {
+    const __m256 scale = load_scales(header + h * 16);
+    for (int r = 0; r < kRows; ++r) {
       float* total = totals + r * kPanel + 8 * h;
-      _mm256_store_ps(total, scaled(dots, scale, a + kRows * 64 + 4 * r, _mm256_load_ps(total)));
+      _mm256_store_ps(total, scaled(acc[r][h], scale, a + kRows * 64 + 4 * r, _mm256_load_ps(total)));
     }
   }
 }

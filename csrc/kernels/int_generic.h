@@ -6,7 +6,8 @@ static float dot_block_generic(Family family, const uint8_t* values, const int16
   int32_t total = 0;
   if (family == Family::kS8N16K4) {
     const uint8_t* at = data + column / 8 * 256 + column % 8 * 4;
-    for (int k = 0; k < 32; ++k) total += wide[k] * static_cast<int8_t>(at[k / 4 * 32 + k % 4]);
+    constexpr int kOrder[4] = {0, 2, 1, 3};  // as prepared
+    for (int k = 0; k < 32; ++k) total += wide[k / 4 * 4 + kOrder[k % 4]] * static_cast<int8_t>(at[k / 4 * 32 + k % 4]);
     return static_cast<float>(total);
   }
   // 32 bytes hold 8 columns x 4 k: low nibbles one step of k, high nibbles the next.

@@ -24,14 +24,9 @@ struct Unpack {
   static void half(const uint8_t* data, int h, Block* out) {
     if constexpr (kInt8) {
       for (int i = 0; i < 8; ++i) {
-        const __m256i raw = load_bytes(data + 256 * h + 32 * i);
-        const __m256i low = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(raw));
-        const __m256i high = _mm256_cvtepi8_epi16(_mm256_extracti128_si256(raw, 1));
-        // (column, 4 k) to (column, 2 k): the even pairs of 4 + 4 columns, then the odd ones.
-        const auto pick = [](__m256 v) { return _mm256_permute4x64_epi64(_mm256_castps_si256(v), 0xd8); };
-        const __m256 a = _mm256_castsi256_ps(low), b = _mm256_castsi256_ps(high);
-        store_aligned(out->w[2 * i][h], pick(_mm256_shuffle_ps(a, b, 0x88)));
-        store_aligned(out->w[2 * i + 1][h], pick(_mm256_shuffle_ps(a, b, 0xdd)));
+        const Pairs pairs = widen_pairs(load_bytes(data + 256 * h + 32 * i));
+        store_aligned(out->w[2 * i][h], pairs.even);
+        store_aligned(out->w[2 * i + 1][h], pairs.odd);
       }
     } else {
       for (int i = 0; i < 4; ++i) {

@@ -15,12 +15,13 @@ from edgec.errors import EdgecError
 
 if TYPE_CHECKING:
     from edgec.compiler import build
-    from edgec.runtime.session import Session, load
+    from edgec.runtime.opening import load
+    from edgec.runtime.session import Session
 
 __version__ = "0.1.0"
 __all__ = ["EdgecError", "Session", "__version__", "build", "load"]
 
-_LAZY = {"load": "edgec.runtime.session", "Session": "edgec.runtime.session", "build": "edgec.compiler"}
+_LAZY = {"load": "edgec.runtime.opening", "Session": "edgec.runtime.session", "build": "edgec.compiler"}
 
 
 def __getattr__(name: str) -> Any:

@@ -308,7 +308,7 @@ class Build:
 
     def _memory(self, out: str | os.PathLike) -> None:
         """The arena's size, from the runtime itself: only where the artifact is for this machine."""
-        from edgec.runtime.session import load
+        from edgec.runtime.opening import load
 
         try:
             memory = load(out, threads=1, check=False).memory(self.report.sample)

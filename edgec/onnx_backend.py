@@ -53,7 +53,7 @@ class Rep(onnx.backend.base.BackendRep):
 
 
 def _compile(graph: Graph, options: Mapping[str, Any]) -> Session:
-    from edgec.runtime.session import load as load_artifact
+    from edgec.runtime.opening import load as load_artifact
 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "model.edgec"

@@ -49,6 +49,21 @@ struct View {
   std::span<const std::byte> bytes() const { return bytes_of(info); }
 };
 
+// A piece of memory that a Python object keeps: what a bare memoryview would not.
+struct Member {
+  std::span<const std::byte> bytes;
+  py::object owner;
+};
+
+struct Check {
+  Check(const py::buffer& data, size_t piece, int threads)
+      : view(data),
+        sums(view.bytes(), piece ? piece : throw py::value_error("a piece must not be empty"),
+             threads > 0 ? threads : edgec::default_threads()) {}
+  View view;
+  edgec::Checksums sums;
+};
+
 class Session {
  public:
   Session(const py::buffer& plan, const std::optional<py::buffer>& code, const std::optional<py::buffer>& weights,
@@ -367,9 +382,21 @@ void bind_runtime(py::module_& m) {
         const View view(data);
         if (piece == 0) throw py::value_error("a piece must not be empty");
         const py::gil_scoped_release release;
-        return edgec::checksums(view.bytes(), piece, threads > 0 ? threads : edgec::default_threads());
+        return edgec::Checksums(view.bytes(), piece, threads > 0 ? threads : edgec::default_threads()).wait();
       },
       "64-bit checksums of pieces of a buffer.", py::arg("data"), py::arg("piece"), py::arg("threads") = 0);
+
+  py::class_<Check>(m, "Checksums", "The same in the background, from the construction on; wait() gives them.")
+      .def(py::init<const py::buffer&, size_t, int>(), py::arg("data"), py::arg("piece"), py::arg("threads") = 0)
+      .def("wait", [](Check& check) {
+        const py::gil_scoped_release release;
+        return check.sums.wait();
+      });
+
+  py::class_<Member>(m, "Member", py::buffer_protocol()).def_buffer([](const Member& member) {
+    return py::buffer_info(const_cast<std::byte*>(member.bytes.data()), 1, "B", 1,
+                           {static_cast<py::ssize_t>(member.bytes.size())}, {1}, /*readonly=*/true);
+  });
 
   py::class_<edgec::Artifact>(m, "Artifact", "A memory-mapped artifact; its members are read-only memoryviews.")
       .def(py::init<const std::string&>(), py::arg("path"))
@@ -378,11 +405,7 @@ void bind_runtime(py::module_& m) {
       .def("members", [](const py::object& self) {
         py::dict out;
         for (const auto& [name, member] : self.cast<const edgec::Artifact&>().members()) {
-          // An array keeps the mapping alive through its base, which a bare memoryview would not.
-          py::array_t<uint8_t> array(static_cast<py::ssize_t>(member.bytes.size()),
-                                     reinterpret_cast<const uint8_t*>(member.bytes.data()), self);
-          array.attr("flags").attr("writeable") = false;
-          out[py::str(name)] = py::memoryview(array);
+          out[py::str(name)] = py::memoryview(py::cast(Member{member.bytes, self}));
         }
         return out;
       });

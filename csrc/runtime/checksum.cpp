@@ -2,8 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
-
-#include "runtime/thread_pool.h"
+#include <system_error>
 
 namespace edgec {
 namespace {
@@ -46,15 +45,35 @@ uint64_t checksum(std::span<const std::byte> bytes) {
   return sum;
 }
 
-std::vector<uint64_t> checksums(std::span<const std::byte> bytes, size_t piece, int threads) {
-  std::vector<uint64_t> sums((bytes.size() + piece - 1) / piece);
-  ThreadPool::get(threads)->parallel_for(static_cast<int64_t>(sums.size()), 1, [&](int64_t begin, int64_t end, int) {
-    for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
-      const size_t at = i * piece;
-      sums[i] = checksum(bytes.subspan(at, std::min(piece, bytes.size() - at)));
+Checksums::Checksums(std::span<const std::byte> bytes, size_t piece, int threads)
+    : bytes_(bytes), piece_(piece), sums_((bytes.size() + piece - 1) / piece) {
+  constexpr int kEnough = 8;  // memory is not read faster by more
+  for (int i = 1; i < std::min(threads, kEnough) && static_cast<size_t>(i) < sums_.size(); ++i) {
+    try {
+      threads_.emplace_back([this] { work(); });
+    } catch (const std::system_error&) {
+      break;  // who waits does it alone
     }
-  });
-  return sums;
+  }
+}
+
+Checksums::~Checksums() {
+  next_ = sums_.size();
+  for (std::thread& thread : threads_) thread.join();
+}
+
+void Checksums::work() {
+  for (size_t i; (i = next_.fetch_add(1)) < sums_.size();) {
+    const size_t at = i * piece_;
+    sums_[i] = checksum(bytes_.subspan(at, std::min(piece_, bytes_.size() - at)));
+  }
+}
+
+const std::vector<uint64_t>& Checksums::wait() {
+  work();
+  for (std::thread& thread : threads_) thread.join();
+  threads_.clear();
+  return sums_;
 }
 
 }  // namespace edgec

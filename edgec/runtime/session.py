@@ -45,7 +45,7 @@ class Session:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | ArtifactFile,
         threads: int | None = None,
         max_context: int | None = None,
         check: bool = True,
@@ -56,7 +56,8 @@ class Session:
         for name, value in (("threads", threads), ("max_context", max_context)):
             if value is not None and value < 1:
                 raise EdgecError("EC1001", f"{name}={value}", hint="Pass 1 or more")
-        self.artifact = ArtifactFile(path, check_content=check)
+        opened = isinstance(path, ArtifactFile)
+        self.artifact = path if opened else ArtifactFile(path, check_content=check, wait=False, threads=threads or 0)
         members = self.artifact.members
         self._core = _core.Session(members["plan.bin"], members.get("code.so"), members["weights.bin"], threads or 0)
         self._call = self._core.call
@@ -66,6 +67,8 @@ class Session:
         self.inputs = [Port(name, shape, _NUMPY_NAMES[dtype]) for name, dtype, shape in self._core.inputs]
         self.outputs = [Port(name, shape, _NUMPY_NAMES[dtype]) for name, dtype, shape in self._core.outputs]
         self._output_index = {port.name: index for index, port in enumerate(self.outputs)}
+        if not opened:
+            self.artifact.wait()
 
     def __call__(self, /, **feeds: np.ndarray) -> dict[str, np.ndarray]:
         """All outputs by name. Raises EdgecError EC1601 to EC1606."""
@@ -171,23 +174,3 @@ class Session:
     def arena_bytes(self, dims: Mapping[str, int] | None = None) -> int:
         """Peak bytes of intermediate values with these symbols."""
         return self.memory(dims)["arena_bytes"]
-
-
-def load(
-    path: str | os.PathLike[str],
-    threads: int | None = None,
-    max_context: int | None = None,
-    check: bool = True,
-    slots: int | None = None,
-) -> Session:
-    """Opens an artifact to run it; see Session, and LanguageModel for one whose manifest has "lm".
-
-    `slots`: sequences that a language model holds at once (default 4). Raises EdgecError EC15xx if it is damaged or
-    for another CPU.
-    """
-    session = Session(path, threads, max_context, check)
-    if not isinstance(session.manifest.get("lm"), dict):
-        return session
-    from edgec.runtime.generate.model import LanguageModel
-
-    return LanguageModel.of(session, max_context, slots)

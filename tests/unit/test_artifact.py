@@ -252,3 +252,26 @@ def test_sessions_in_threads(artifact):
     for thread in threads:
         thread.join()
     assert not faults
+
+
+def test_opening_needs_no_numpy_until_the_weights_are_being_checked(artifact):
+    program = (
+        "import sys, edgec; from edgec.runtime import opening;"
+        f"a = opening.ArtifactFile({str(artifact)!r}, wait=False); assert 'numpy' not in sys.modules; a.wait()"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_weights_are_checked_before_load_returns(tmp_path, monkeypatch, threads):
+    monkeypatch.setattr("edgec.artifact.manifest.CHUNK", 64)
+    path = scale_add_artifact(tmp_path)
+    edgec.load(path, threads=threads)
+    data = bytearray(path.read_bytes())
+    at = data.index(WEIGHTS.tobytes())
+    data[at + 70] ^= 1
+    (tmp_path / "bad.edgec").write_bytes(data)
+    for load in (edgec.load, edgec.Session):
+        with pytest.raises(EdgecError, match=r"EC1504.*weights.bin.*checksums"):
+            load(tmp_path / "bad.edgec", threads=threads)
+        assert load(tmp_path / "bad.edgec", threads=threads, check=False).threads == threads

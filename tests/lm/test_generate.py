@@ -31,7 +31,7 @@ def oracle(folder):
             logits = session.run(["logits"], {k: np.array(v, np.int64) for k, v in feeds.items()} | empty)[0]
             tokens.append(int(logits[0, -1].argmax()))
             if tokens[-1] == 0:
-                return tokens[n - len(ids) - (n - len(ids)) :][len(ids) : -1]
+                return tokens[len(ids) : -1]
         return tokens[len(ids) :]
 
     return run
@@ -102,7 +102,7 @@ def test_a_prompt_in_pieces_is_the_prompt(load, oracle):
 @pytest.mark.parametrize("kind", ["state", "exposed", "none"])
 def test_common_prefixes_are_reused(load, oracle, kind):
     lm = load(kind, slots=2)
-    base = lm.tokenize("The quick brown fox jumps over the lazy dog. A language model continues")
+    base = lm.tokenize("The quick brown fox jumps over the lazy dog. A language model continues") * 2
     list(lm.generate(ids=base, max_tokens=8))
     again = lm.generate(ids=[*base, 30, 31, 32], max_tokens=8)
     assert list(again) == oracle([*base, 30, 31, 32], 8)
@@ -267,7 +267,7 @@ def test_a_schema_is_followed(load):
         "additionalProperties": False,
     }
     for seed in range(4):
-        generation = lm.generate("JSON: ", 120, schema=schema, temperature=1.0, seed=seed)
+        generation = lm.generate("JSON: ", 200, schema=schema, temperature=1.0, seed=seed)
         found = json.loads("".join(generation))
         assert generation.finish_reason == "stop"
         assert set(found) == {"name", "ok", "n"} and len(found["name"]) <= 8 and found["n"] in (1, 22, 333)

@@ -236,6 +236,8 @@ class Engine:
 
     def _release(self, s: Generated) -> None:
         assert s.slot is not None
+        if s.error is not None:
+            self.decoder.truncate(s.slot, 0)  # what led to an error may be in its keys and values
         self.held[s.slot] = s.tokens[: self.decoder.length(s.slot)]
         self.used[s.slot] = s.number
         self.active.remove(s)

@@ -12,6 +12,7 @@ from edgec.errors import EdgecError
 from edgec.runtime.generate.text import Tokenizer, need
 
 LIMIT = 1 << 20  # characters of a schema
+WHITESPACE = r"[\x20\n]?[\x20]{0,12}"  # between tokens: a line and its indent, but never an endless run
 
 
 def failed(reason: str) -> EdgecError:
@@ -51,7 +52,7 @@ class Grammars:
         if len(text) > LIMIT:
             raise failed(f"it has more than {LIMIT} characters")
         try:
-            grammar = self._library.LLMatcher.grammar_from_json_schema(text)
+            grammar = self._library.LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": WHITESPACE})
             matcher = self._library.LLMatcher(self._tokens, grammar)
         except Exception as error:
             raise failed(str(error).strip().splitlines()[0]) from None

@@ -89,6 +89,8 @@ def _command(talk: Conversation, line: str) -> str | None:
 def _terminal(talk: Conversation, title: str) -> int:
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (input() gets a history by it)
+    with contextlib.suppress(ValueError):  # also where the parent had it ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     out = console()
     out.print(f"{title}. {HELP}", style="dim")
     while True:

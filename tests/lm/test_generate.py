@@ -11,7 +11,13 @@ from lm_tools import CONTEXT, write_decoder
 
 from edgec.errors import EdgecError
 
-PROMPTS = ["The quick brown", "A language model", "日本語", "x", "The quick brown fox jumps over the lazy dog. The quick"]
+PROMPTS = [
+    "The quick brown",
+    "A language model",
+    "日本語",
+    "x",
+    "The quick brown fox jumps over the lazy dog. The quick",
+]
 pytestmark = pytest.mark.filterwarnings("ignore:this model has no key-value cache")
 
 
@@ -52,7 +58,9 @@ def test_greedy_tokens_are_onnxruntimes(load, oracle, kind):
 
 
 @pytest.mark.parametrize("kind", ["state", "exposed"])
-@pytest.mark.parametrize("options", [{}, {"temperature": 0.9, "top_p": 0.9, "seed": 5}, {"temperature": 2.0, "seed": 1}])
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 0.9, "top_p": 0.9, "seed": 5}, {"temperature": 2.0, "seed": 1}]
+)
 def test_a_batch_gives_what_each_gives_alone(load, kind, options):
     alone = [["".join(load(kind).generate(p, 20, **options))] for p in PROMPTS]
     assert [[t] for t in load(kind, slots=3).generate_batch(PROMPTS, 20, **options)] == alone
@@ -262,7 +270,11 @@ def test_a_schema_is_followed(load):
     lm = load()
     schema = {
         "type": "object",
-        "properties": {"name": {"type": "string", "maxLength": 8}, "ok": {"type": "boolean"}, "n": {"enum": [1, 22, 333]}},
+        "properties": {
+            "name": {"type": "string", "maxLength": 8},
+            "ok": {"type": "boolean"},
+            "n": {"enum": [1, 22, 333]},
+        },
         "required": ["name", "ok", "n"],
         "additionalProperties": False,
     }

@@ -52,7 +52,9 @@ class Grammars:
         if len(text) > LIMIT:
             raise failed(f"it has more than {LIMIT} characters")
         try:
-            grammar = self._library.LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": WHITESPACE})
+            grammar = self._library.LLMatcher.grammar_from_json_schema(
+                text, overrides={"whitespace_pattern": WHITESPACE}
+            )
             matcher = self._library.LLMatcher(self._tokens, grammar)
         except Exception as error:
             raise failed(str(error).strip().splitlines()[0]) from None

@@ -98,13 +98,23 @@ class Detokenizer:
 
     def _release(self, text: str) -> str:
         piece = text[len(self._text) :]
-        if piece or self._waiting >= PATIENCE:
-            del self._ids[: max(len(self._ids) - max(self._waiting, CONTEXT), 0)]
-            self._text = self._decode(self._ids)
-        else:
-            self._text = text
-        self._waiting = 0
+        self._text, self._waiting = text, 0
+        if len(self._ids) > 2 * CONTEXT:
+            self._forget(text)
         return piece
+
+    def _forget(self, text: str) -> None:
+        """Drops old tokens, at a place where no character is cut in two: decoders judge runs of bytes as a whole."""
+        for kept in range(CONTEXT, len(self._ids)):
+            rest = self._decode(self._ids[-kept:])
+            if rest and REPLACEMENT not in rest and text.endswith(rest):
+                break
+        else:
+            if len(self._ids) < 16 * CONTEXT:
+                return
+            kept = CONTEXT
+        del self._ids[:-kept]
+        self._text = self._decode(self._ids)
 
 
 class StopStrings:

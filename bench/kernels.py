@@ -1,10 +1,14 @@
 """int4, int8 and fp32 `linear` beside onnxruntime and this machine's limits, alternately in one process, medians.
 
-    python bench/kernels.py [--threads 1 2] [--rounds 21] [--best] [--only gemv|cache|gemm|small] [--json FILE]
+    python bench/kernels.py [--threads 1 2] [--rounds 21] [--best] [--only decode|gemv|cache|gemm|small] [--json FILE]
+                            [--ggml LIBDIR]
 
 gemv: one row, chained over copies of the weight that exceed 192 MB together, so that they stream from DRAM.
+decode: all products of a token of a language model, one after the other, each with its own weights (layers repeat every
+128 MB), the norms in front of them, SwiGLU behind; beside the time in which the same bytes are read.
 cache: one row, 4096 x 4096, the weight in cache. gemm: 128 and 512 rows. small: the products of a 384-wide encoder.
-Peers: onnxruntime's MatMulNBits (block 32, symmetric, accuracy_level 4) and its fp32 MatMul.
+Peers: onnxruntime's MatMulNBits (block 32, symmetric, accuracy_level 4) and its fp32 MatMul; with --ggml, ggml's repacked
+q4_0 and q4_K (LIBDIR: where llama-cpp-python keeps libggml-base.so and libggml-cpu.so).
 """
 
 from __future__ import annotations
@@ -26,9 +30,34 @@ from onnx import TensorProto, helper, numpy_helper
 from edgec import _core
 from edgec import kernels as ek
 
+if __package__:
+    from bench.ggml import Ggml
+else:
+    from ggml import Ggml
+
 STREAM_BYTES = 192 << 20
 STATISTIC = statistics.median
 SETTLE_S = 0.06
+GGML: Ggml | None = None
+STREAMED = ("s4g32n16k4", "u4g32n16k4", "t4g32n16k4", "s8n16k4")
+# (rows of W, columns, activation, a norm in front) of a layer; layers; rows and columns of the head
+DECODERS = {
+    "SmolLM2-135M": (
+        ((960, 576, "none", True), (576, 576, "none", False), (3072, 576, "swiglu", True), (576, 1536, "none", False)),
+        30,
+        (49152, 576),
+    ),
+    "Llama-3.2-1B": (
+        (
+            (3072, 2048, "none", True),
+            (2048, 2048, "none", False),
+            (16384, 2048, "swiglu", True),
+            (2048, 8192, "none", False),
+        ),
+        16,
+        (128256, 2048),
+    ),
+}
 
 
 class Limits:
@@ -135,8 +164,10 @@ def run_gemv(limits: Limits, threads: int, rounds: int, shapes, copies_for) -> l
         peer = ort_int4(n, k, copies, threads)
         calls = {"ort": lambda p=peer, x=x: p.run(None, {"x": x})}
         sizes = {}
-        for format in ("s4g32n16k4", "u4g32n16k4", "s4g64n16k4"):
+        for format in STREAMED:
             calls[format], sizes[format] = product(format, 1, n, k, copies, threads)
+        for kind in ("q4_0", "q4_K") if GGML else ():
+            calls[kind], sizes[kind] = GGML.product(kind, 1, n, k, copies, threads)
         bandwidth = []
         calls["limit"] = lambda b=bandwidth: b.append(limits.read_gbs(threads))
         times = alternate(calls, rounds)
@@ -173,13 +204,14 @@ def run_gemm(limits: Limits, threads: int, rounds: int, shapes) -> list[dict]:
         x = np.random.default_rng(2).standard_normal((m, k)).astype(np.float32)
         int4, fp32 = ort_int4(n, k, 1, threads), ort_fp32(n, k, threads)
         peak, fma = [], []
-        calls = {
+        calls = {kind: GGML.product(kind, m, n, k, 1, threads)[0] for kind in (("q4_0", "q4_K") if GGML else ())}
+        calls |= {
             "ort int4": lambda p=int4, x=x: p.run(None, {"x": x}),
             "ort fp32": lambda p=fp32, x=x: p.run(None, {"x": x}),
             "limit": lambda b=peak: b.append(limits.int8_gops(threads)),
             "fma": lambda b=fma: b.append(limits.fma_gflops(threads)),
         }
-        formats = ("s4g32n16k4", "u4g32n16k4", "s8g32n16k4", "f32n16")
+        formats = ("s4g32n16k4", "u4g32n16k4", "t4g32n16k4", "s8g32n16k4", "f32n16")
         for format in formats:
             calls[format] = product(format, m, n, k, 1, threads)[0]
         times = alternate(calls, rounds)
@@ -195,9 +227,42 @@ def run_gemm(limits: Limits, threads: int, rounds: int, shapes) -> list[dict]:
         print(
             f"  {m}x{k}x{n:<5} T{threads}  limit {row['limit_gops']:.0f} GOP/s, fma {row['fma_gflops']:.0f}  "
             f"ort int4 {gops['ort int4']:.0f}, fp32 {gops['ort fp32']:.0f}  "
+            + "".join(f"ggml {kind} {gops[kind]:.0f}  " for kind in ("q4_0", "q4_K") if kind in gops)
             + "  ".join(f"{f} {gops[f]:.0f} ({gops[f] / limit.get(f, row['limit_gops']):.0%})" for f in formats),
             flush=True,
         )
+    return rows
+
+
+def run_decode(limits: Limits, threads: int, rounds: int) -> list[dict]:
+    rows = []
+    for model, (layer, layers, head) in DECODERS.items():
+        bytes_each = sum(n * k for n, k, _, _ in layer) * 9 // 16
+        copies = min(layers, -(-(128 << 20) // bytes_each))
+        calls, sizes = {}, {}
+        x = np.random.default_rng(2).standard_normal((1, max(k for _, k, _, _ in layer))).astype(np.float32)
+        out = np.empty((1, max(head[0], *(n for n, *_ in layer))), np.float32)
+        last = (packed_copies("s8n16k4", *head, 1)[0], "s8n16k4", *head, "none", True)
+        for format in ("s4g32n16k4", "t4g32n16k4"):
+            weights = [packed_copies(format, n, k, copies) for n, k, _, _ in layer]
+            steps = [(w[i % copies], format, *shape) for i in range(layers) for w, shape in zip(weights, layer)] + [
+                last
+            ]
+            calls[format] = lambda steps=steps, x=x, out=out: _core.kernels.gemm_chain(x, steps, out, threads)
+            sizes[format] = sum(step[0].nbytes for step in steps)
+        bandwidth: list[float] = []
+        calls["limit"] = lambda b=bandwidth: b.append(limits.read_gbs(threads))
+        times, limit = alternate(calls, rounds), rate(bandwidth)
+        row = {"model": model, "T": threads, "limit_gbs": limit}
+        for format, size in sizes.items():
+            row |= {f"{format}_ms": times[format] * 1e3, f"{format}_of_limit": size / times[format] / 1e9 / limit}
+        rows.append(row)
+        each = [
+            f"{f} {times[f] * 1e3:.2f} ms ({1 / times[f]:.0f} tokens/s), {size / 1e6:.0f} MB at "
+            f"{size / times[f] / 1e9:.1f} GB/s ({size / times[f] / 1e9 / limit:.0%})"
+            for f, size in sizes.items()
+        ]
+        print(f"  {model} T{threads}: reads {limit:.1f} GB/s; {'; '.join(each)}", flush=True)
     return rows
 
 
@@ -205,19 +270,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument("--only", choices=("gemv", "cache", "gemm", "small"))
+    parser.add_argument("--only", choices=("decode", "gemv", "cache", "gemm", "small"))
+    parser.add_argument("--ggml", type=Path, metavar="LIBDIR")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--best", action="store_true", help="the least time instead of the median: for a busy machine")
     args = parser.parse_args()
+    global STATISTIC, GGML
     if args.best:
-        global STATISTIC
         STATISTIC = min
+    if args.ggml:
+        GGML = Ggml(args.ggml)
     with tempfile.TemporaryDirectory() as folder:
         limits = Limits(Path(folder))
         result: dict[str, list[dict]] = {}
         streamed = [(2048, 2048), (8192, 2048), (2048, 8192), (4096, 4096)]
         encoder = [(m, n, k) for m in (16, 128) for n, k in ((384, 384), (1536, 384), (384, 1536))]
         sections = {
+            "decode": lambda t: run_decode(limits, t, args.rounds),
             "gemv": lambda t: run_gemv(limits, t, args.rounds, streamed, lambda n, k: -(-STREAM_BYTES * 2 // (n * k))),
             "cache": lambda t: run_gemv(limits, t, args.rounds, [(4096, 4096)], lambda n, k: 1),
             "gemm": lambda t: run_gemm(limits, t, args.rounds, [(m, 2048, 2048) for m in (128, 512)]),

@@ -10,6 +10,14 @@ import numpy as np
 TYPES = {"q4_0": 2, "q4_K": 12}  # ggml.h: enum ggml_type; f32 is 0
 
 
+BLOCK = {"q4_0": 32, "q4_K": 256}  # what k must be a multiple of: ggml does not check
+
+
+def types(k: int) -> list[str]:
+    """Those that a weight of k columns can have."""
+    return [t for t in TYPES if k % BLOCK[t] == 0]
+
+
 class _Parameters(ctypes.Structure):
     _fields_ = [("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool)]
 

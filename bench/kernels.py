@@ -31,9 +31,9 @@ from edgec import _core
 from edgec import kernels as ek
 
 if __package__:
-    from bench.ggml import Ggml
+    from bench.ggml import Ggml, types
 else:
-    from ggml import Ggml
+    from ggml import Ggml, types
 
 STREAM_BYTES = 192 << 20
 STATISTIC = statistics.median
@@ -120,6 +120,10 @@ def ort_fp32(n: int, k: int, threads: int) -> ort.InferenceSession:
     return session([helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": w}, k, ["y"], threads)
 
 
+def ggml_types(k: int) -> list[str]:
+    return types(k) if GGML else []
+
+
 def packed_copies(format: str, n: int, k: int, copies: int) -> list[np.ndarray]:
     f = ek.formats()[format]
     w = np.random.default_rng(1).standard_normal((n, k)).astype(np.float32)
@@ -166,7 +170,7 @@ def run_gemv(limits: Limits, threads: int, rounds: int, shapes, copies_for) -> l
         sizes = {}
         for format in STREAMED:
             calls[format], sizes[format] = product(format, 1, n, k, copies, threads)
-        for kind in ("q4_0", "q4_K") if GGML else ():
+        for kind in ggml_types(k):
             calls[kind], sizes[kind] = GGML.product(kind, 1, n, k, copies, threads)
         bandwidth = []
         calls["limit"] = lambda b=bandwidth: b.append(limits.read_gbs(threads))
@@ -204,7 +208,7 @@ def run_gemm(limits: Limits, threads: int, rounds: int, shapes) -> list[dict]:
         x = np.random.default_rng(2).standard_normal((m, k)).astype(np.float32)
         int4, fp32 = ort_int4(n, k, 1, threads), ort_fp32(n, k, threads)
         peak, fma = [], []
-        calls = {kind: GGML.product(kind, m, n, k, 1, threads)[0] for kind in (("q4_0", "q4_K") if GGML else ())}
+        calls = {kind: GGML.product(kind, m, n, k, 1, threads)[0] for kind in ggml_types(k)}
         calls |= {
             "ort int4": lambda p=int4, x=x: p.run(None, {"x": x}),
             "ort fp32": lambda p=fp32, x=x: p.run(None, {"x": x}),

@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server on starlette and uvicorn (extra `serve`)."""

@@ -15,8 +15,9 @@ PROJECT = tomllib.loads((pathlib.Path(__file__).parents[1] / "pyproject.toml").r
 def expand(requirements: list[str]) -> set[str]:
     found: set[str] = set()
     for requirement in requirements:
-        own = re.fullmatch(r"edgec\[(\w+)\]", requirement)
-        found |= expand(PROJECT["project"]["optional-dependencies"][own[1]]) if own else {requirement}
+        own = re.fullmatch(r"edgec\[([\w,]+)\]", requirement)
+        parts = [PROJECT["project"]["optional-dependencies"][extra] for extra in own[1].split(",")] if own else []
+        found |= set().union(*map(expand, parts)) if own else {requirement}
     return found
 
 

@@ -23,6 +23,8 @@ ONLY = {
     "hypothesis": ("edgec.testing",),
     "rich": ("edgec.cli",),
     "cyclopts": ("edgec.cli",),
+    "starlette": ("edgec.serve",),
+    "uvicorn": ("edgec.cli.serve",),
 }
 RUNNING = ("edgec", "edgec.errors", "edgec.runtime", "edgec.artifact", "edgec._core", "edgec.targets", "edgec.kernels")
 

@@ -77,7 +77,8 @@ def verify(
     elif count:
         raise EdgecError("EC1001", "instructions are counted under emulation", "--count", "Add --emulate")
     else:
-        session = edgec.load(model, threads=threads)
+        session = edgec.load(model, threads=threads, check=False)
+        session.artifact.check()  # every SHA-256, where loading looks at checksums
     limit = compare.TOLERANCE.get(_weights(session.manifest), 1e-3) if tolerance is None else tolerance
     source = compare.Source(against, consts, reference=by == "reference")
     _same_outputs(session, source)

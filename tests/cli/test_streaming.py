@@ -104,3 +104,30 @@ def test_a_build_that_was_killed_goes_on_where_it_was(tmp_path):
     assert "cache" in third.stdout and "encoded weights" not in fresh.stdout
     contents = {(tmp_path / f"{name}.edgec").read_bytes() for name in ("second", "third", "fresh")}
     assert len(contents) == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"embedding": 4}, {"weights": "int8"}, {"weights": "fp32"}])
+def test_a_tied_table_is_stored_once(tmp_path, options):
+    """Embedding and head, the head's weight an equal copy turned round: one constant, read by rows and by the product."""
+    import edgec
+
+    rng = np.random.default_rng(0)
+    table = (rng.standard_normal((1003, 160)) / 8).astype(np.float32)
+    tensors = [numpy_helper.from_array(table, "table"), numpy_helper.from_array(table.T.copy(), "head")]
+    nodes = [helper.make_node("Gather", ["table", "ids"], ["x"]), helper.make_node("MatMul", ["x", "head"], ["y"])]
+    inputs = [helper.make_tensor_value_info("ids", TensorProto.INT64, ["n"])]
+    outputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", d]) for n, d in (("x", 160), ("y", 1003))]
+    model = helper.make_model(helper.make_graph(nodes, "g", inputs, outputs, tensors),
+                              opset_imports=[helper.make_opsetid("", 17)], ir_version=8)  # fmt: skip
+    report = edgec.build(model, out=tmp_path / "m.edgec", **options)
+    session = edgec.load(tmp_path / "m.edgec")
+    bits = {"int8": 8, "fp32": 32}.get(options.get("weights", ""), options.get("embedding", 8))
+    if bits < 32:
+        assert [w["role"] for w in report.weights] == ["tied"] and report.weights[0]["bits"] == bits
+        size = len(session.artifact.members["weights.bin"])
+        assert size < 1.2 * table.size * bits / 8
+    ids = np.array([0, 1002, 15, 16, 17, 500])
+    x, y = session.run(["x", "y"], {"ids": ids})
+    tolerance = {4: 0.2, 8: 0.02, 32: 1e-5}[bits]
+    for got, want in ((x, table[ids]), (y, table[ids] @ table.T)):
+        assert np.abs(got - want).max() < tolerance * np.abs(want).max()

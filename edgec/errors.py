@@ -23,7 +23,7 @@ CODES: dict[str, str] = {
     "EC1501": "the artifact cannot be opened",
     "EC1502": "the artifact is not a well-formed archive",
     "EC1503": "the artifact's manifest is malformed",
-    "EC1504": "a member's SHA-256 or size is not the manifest's",
+    "EC1504": "a member's SHA-256, checksum or size is not the manifest's",
     "EC1505": "the artifact's format is another version",
     "EC1506": "the artifact is for another CPU",
     "EC1507": "the artifact's plan is malformed",

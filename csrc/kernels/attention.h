@@ -166,8 +166,8 @@ static void gather_i8(const float* p, const int8_t* v, int64_t v_stride, int64_t
   f32x8 acc[kRows][2];
   for (int r = 0; r < kRows; ++r) acc[r][0] = load(out + r * out_ld), acc[r][1] = load(out + r * out_ld + 8);
   for (int64_t t = 0; t < count; ++t, v += v_stride) {
-    const f32x8 v0 = __builtin_convertvector(*reinterpret_cast<const i8x8u*>(v), f32x8);
-    const f32x8 v1 = __builtin_convertvector(*reinterpret_cast<const i8x8u*>(v + 8), f32x8);
+    const f32x8 v0 = floats_of(v);
+    const f32x8 v1 = floats_of(v + 8);
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       const f32x8 w = splat(p[r * kKvBlock + t]);
@@ -211,8 +211,8 @@ static void pack_values(const AttentionArgs& a, const KvHead& h, int64_t kv, int
       const int8_t* v = h.v8 + (kv + t) * h.v_stride + d;
       const float scale = scaled ? h.v_scale[kv + t] : 1.0f;
       if (valid == kPanel) {
-        store(panel, __builtin_convertvector(*reinterpret_cast<const i8x8u*>(v), f32x8) * scale);
-        store(panel + 8, __builtin_convertvector(*reinterpret_cast<const i8x8u*>(v + 8), f32x8) * scale);
+        store(panel, floats_of(v) * scale);
+        store(panel + 8, floats_of(v + 8) * scale);
       } else {
         for (int64_t i = 0; i < kPanel; ++i) panel[i] = i < valid ? static_cast<float>(v[i]) * scale : 0.0f;
       }

@@ -80,9 +80,12 @@ EDGEC_INLINE i32x8 round_even(f32x8 v) {
 #endif
 }
 
-// 16 bytes in 16 bits; four numbers of 16 bits again and again; sums of two neighbouring products; the sums of
+// 8 bytes as floats; 16 bytes in 16 bits; four numbers of 16 bits again and again; sums of two neighbouring products; the sums of
 // neighbours, of a before those of b.
 #if defined(__AVX2__)
+EDGEC_INLINE f32x8 floats_of(const int8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
 EDGEC_INLINE i16x16 widen_i8(const int8_t* p) {
   return reinterpret_cast<i16x16>(_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
@@ -97,6 +100,9 @@ EDGEC_INLINE i32x8 add_neighbours(i32x8 a, i32x8 b) {
   return reinterpret_cast<i32x8>(_mm256_permute4x64_epi64(sums, 0xd8));
 }
 #else
+EDGEC_INLINE f32x8 floats_of(const int8_t* p) {
+  return __builtin_convertvector(*reinterpret_cast<const i8x8u*>(p), f32x8);
+}
 EDGEC_INLINE i16x16 widen_i8(const int8_t* p) {
   i16x16 r;
   for (int i = 0; i < 16; ++i) r[i] = p[i];

@@ -12,7 +12,7 @@ CXX_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h')
 PIP = $(PYTHON) -m pip --disable-pip-version-check -qq
 TESTS ?= tests
 
-.PHONY: demo test lint models dev wheels bench bench-kernels test-asan test-arm env clean
+.PHONY: demo test lint models dev wheels bench bench-kernels test-asan test-arm test-load env clean
 
 # The package as a user installs it, with what building needs, in .venv
 demo: .venv/demo.done
@@ -61,6 +61,13 @@ bench: dev models bench-kernels
 # The Arm kernels under emulation: correctness, and a limit on executed instructions (downloads 250 MB the first time)
 test-arm: env
 	EDGEC_TEST_ARM=1 $(PYTHON) -m pytest -q -s -rs tests/arm
+
+# Eight clients on edgec serve for a minute, SmolLM2 in int4
+LM ?= $(HOME)/.cache/edgec-models/smollm2
+test-load: dev
+	@mkdir -p build
+	PYTHONPATH=. $(PYTHON) -m edgec.cli build $(LM) -o build/load.edgec --no-check
+	PYTHONPATH=.:tests:tests/serve $(PYTHON) tests/serve/load.py build/load.edgec
 
 # int4, int8 and fp32 products beside onnxruntime and the machine's limits
 bench-kernels: dev

@@ -110,8 +110,8 @@ std::string match_signature(const char* signature, std::span<const Arg> args) {
 
 std::vector<const Kernel*> all_kernels() {
   std::vector<const Kernel*> out;
-  for (const auto table :
-       {move_kernels(), index_kernels(), reduce_kernels(), rnn_kernels(), matrix_kernels(), attention_kernels()})
+  for (const auto table : {move_kernels(), index_kernels(), reduce_kernels(), rnn_kernels(), matrix_kernels(),
+                           attention_kernels(), rope_kernels()})
     for (const Kernel& kernel : table) out.push_back(&kernel);
   return out;
 }

@@ -112,5 +112,6 @@ std::span<const Kernel> reduce_kernels();
 std::span<const Kernel> rnn_kernels();
 std::span<const Kernel> matrix_kernels();
 std::span<const Kernel> attention_kernels();
+std::span<const Kernel> rope_kernels();
 
 }  // namespace edgec

@@ -29,31 +29,15 @@ def attend(q: Node, k: Node, v: Node, mask: Node | None, scale: float, causal=Fa
     return op.attention(q, k, v, mask, scale=float(scale), causal=bool(causal), softcap=float(softcap))
 
 
-def _rotate(x: Node, cos: Node, sin: Node, interleaved: bool) -> Node:
-    """x [..., size] turned by the angles whose cos and sin [..., size / 2] are given; a rest beyond them stays."""
-    half = int(cos.shape[-1])
-    rest = take(x, -1, 2 * half, x.shape[-1] - 2 * half)
-    if interleaved:
-        pairs = reshape(take(x, -1, 0, 2 * half), [*x.shape[:-1], half, 2])
-        a, b = (reshape(take(pairs, -1, i, 1), [*x.shape[:-1], half]) for i in (0, 1))
-    else:
-        a, b = take(x, -1, 0, half), take(x, -1, half, half)
-    real, imag = op.sub(op.mul(a, cos), op.mul(b, sin)), op.add(op.mul(b, cos), op.mul(a, sin))
-    if interleaved:
-        y = op.concat(unsqueeze(real, -1), unsqueeze(imag, -1), axis=x.rank)
-        y = reshape(y, [*x.shape[:-1], 2 * half])
-    else:
-        y = op.concat(real, imag, axis=x.rank - 1)
-    return y if rest.shape[-1] == 0 else op.concat(y, rest, axis=x.rank - 1)
-
-
 def rotary(x: Node, places: Node | None, cos: Node, sin: Node, size: int, interleaved: bool) -> Node:
     """x [batch, steps, heads, size]; places [batch or 1, steps] choose rows of cos and sin."""
     half = (size or int(x.shape[-1])) // 2
     if places is not None:
         cos, sin = op.gather(cos, places, axis=0), op.gather(sin, places, axis=0)
-    cos, sin = (unsqueeze(take(t, -1, 0, half), 2) for t in (cos, sin))
-    return _rotate(x, cast(cos, x.dtype), cast(sin, x.dtype), interleaved)
+    cos, sin = (cast(take(t, -1, 0, half), x.dtype) for t in (cos, sin))
+    batch, steps, heads, dim = x.shape
+    flat = reshape(x, [batch, steps, heads * dim])
+    return op.rope(flat, cos, sin, heads=heads, dim=dim, interleaved=interleaved)
 
 
 @onnx_op("RotaryEmbedding")

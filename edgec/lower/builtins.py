@@ -56,6 +56,7 @@ BUILTINS: dict[str, Callable[[Node], Builtin]] = {
     "matmul": lambda n: Builtin("matmul", n.inputs, (int(n["trans_a"]), int(n["trans_b"]))),
     "matmul_int": lambda n: Builtin("matmul_int", n.inputs),
     "attention": _attention,
+    "rope": lambda n: Builtin("rope", n.inputs, (n["heads"], n["dim"], n["start"], int(n["interleaved"]))),
     "cache_append": lambda n: Builtin("cache_append", n.inputs, (n["layout"],)),
     "lstm": _recurrent,
     "gru": _recurrent,

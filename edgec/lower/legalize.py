@@ -13,7 +13,7 @@ from edgec.ir.ops.registry import IrError
 from edgec.ir.types import TensorType
 
 # Built-in kernels that compute in f32; the other float dtypes are cast around them.
-F32_ONLY = ("linear", "attention", "lstm", "gru", "rnn")
+F32_ONLY = ("linear", "attention", "rope", "lstm", "gru", "rnn")
 LINEAR_ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", *GATED)
 NORM_READERS = 4  # a norm is computed again for each product that reads it
 

@@ -10,7 +10,9 @@ from edgec.ir.dims import Dim, symbol, symbol_name
 from edgec.ir.node import Graph, Node, make
 from edgec.ir.ops import OPS
 from edgec.ir.types import FLOATS, INTS, TensorType
-from edgec.rewrites import states
+from edgec.rewrites import rope, states
+from edgec.rewrites.engine import apply
+from edgec.rewrites.merge import merge_siblings
 from edgec.rewrites.pattern import b
 
 LOGITS = "logits"  # the symbol: how many of the last positions get logits
@@ -198,7 +200,7 @@ def as_decoder(
     if reason and kv_cache != "exposed":
         notes.append(f"The cache stays an input and output: {reason}.")
     if graph.states:
-        graph = last_positions(graph)
+        graph = apply(last_positions(merge_siblings(graph)), rope.RULES, "decoder")
     elif not found.past:
         notes.append("The model has no inputs for past keys and values: each new token computes the whole text again. "
                      "Export it with them (optimum: --task text-generation-with-past).")  # fmt: skip

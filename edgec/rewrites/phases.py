@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from edgec.rewrites import attention, elementwise, fold, linear, masks, movement, recognise
+from edgec.rewrites import attention, elementwise, fold, linear, masks, merge, movement, recognise, rope
 from edgec.rewrites.engine import Phase, Rule
 from edgec.rewrites.quantize import Options, Quantizer
 
 CANONICAL = (*fold.RULES, *elementwise.RULES, *movement.RULES)
-RECOGNISE = (*recognise.RULES, *attention.RULES, *masks.RULES)
-FUSE = (*linear.RULES,)
+RECOGNISE = (*recognise.RULES, *attention.RULES, *masks.RULES, *rope.RULES)
+FUSE = (*linear.RULES, *merge.RULES)
 
 # Each phase keeps the rules before it, so that what a fusion leaves behind is cleaned up at once.
 PHASES: list[Phase] = [

@@ -42,6 +42,7 @@ class Options:
     kv_cache: str = "fp32"
     max_context: int | None = None
     embedding: int = 8
+    bits: float | None = None
 
     def check(self) -> None:
         if self.weights not in WEIGHTS:
@@ -56,6 +57,10 @@ class Options:
             raise EdgecError("EC1001", f"{self.max_context} is no number of tokens", "--max-context")
         if self.embedding not in (4, 8):
             raise EdgecError("EC1001", f"{self.embedding} is neither 4 nor 8", "--embedding")
+        if self.bits not in (None, 4.25):
+            raise EdgecError("EC1001", f"{self.bits} is not 4.25", "--bits", "Leave it out for 4.5 or 4.625 bits")
+        if self.bits and (self.weights != "int4" or self.group != 32):
+            raise EdgecError("EC1001", "4.25 bits are a kind of int4 with groups of 32", "--bits")
 
 
 @dataclass
@@ -116,6 +121,9 @@ class Build:
         self.options, self.progress = options, progress or (lambda phase, seconds, share=None: None)
         self.store = store or Store()
         self.target = targets.load(options.target)
+        if options.bits and not self.target.triple.startswith("x86_64"):
+            reason = f"no fast kernel takes weights of 4.25 bits on {self.target.name}"
+            raise EdgecError("EC1001", reason, "--bits", "Leave it out for 4.5 or 4.625 bits")
         self.dump_ir = None if dump_ir is None else Path(dump_ir)
         self.started = time.perf_counter()
         self.report = BuildReport(options=asdict(options) | {"dims": dict(options.dims)})
@@ -204,6 +212,7 @@ class Build:
             group=o.group,
             activations=o.activations,
             embedding=o.embedding,
+            scheme="table" if o.bits else "best",
             store=self.store,
             tick=self._share,
         )
@@ -367,6 +376,7 @@ def build(
     kv_cache: str = "fp32",
     max_context: int | None = None,
     embedding: int = 8,
+    bits: float | None = None,
     dims: Mapping[str, Any] | None = None,
     constants: Mapping[str, np.ndarray] | None = None,
     out: str | os.PathLike | None = None,
@@ -383,8 +393,9 @@ def build(
     kv_cache: of a decoder, "fp32", "int8" (kept by the session) or "exposed" (inputs and outputs). max_context: tokens
     that a kept cache may hold. out: default the model's name with .edgec. stop_after: one of PHASES; nothing is
     written unless it is the last. tokenizer: folder whose tokenizer, chat template and configs the artifact takes
-    along, default the model's own; "none" for nothing. embedding: bits of tables (and of the head that is tied to
-    one) under int4. cache: True or a folder keeps encoded weights for later builds, so that one that was interrupted
+    along, default the model's own; "none" for nothing. bits: 4.25 takes int4 weights from a table of 16 uneven values
+    (x86-64 only); None chooses steps of equal size in 4.5 or 4.625 bits. embedding: bits of tables (and of the head that is
+    tied to one) under int4. cache: True or a folder keeps encoded weights for later builds, so that one that was interrupted
     goes on where it was. Raises EdgecError; a failed build leaves nothing behind but that.
     """
     for package in ("onnx", "onnx_ir", "tvm"):
@@ -392,7 +403,7 @@ def build(
             raise EdgecError("EC1002", f"building needs {package}", hint="Install it: pip install 'edgec[build]'")
     if stop_after is not None and stop_after not in PHASES:
         raise EdgecError("EC1001", f"{stop_after!r} is none of {', '.join(PHASES)}", "--stop-after")
-    options = Options(target, weights, group, activations, dict(dims or {}), kv_cache, max_context, embedding)
+    options = Options(target, weights, group, activations, dict(dims or {}), kv_cache, max_context, embedding, bits)
     is_path = isinstance(model, (str, os.PathLike))
     if out is None:
         if not is_path:

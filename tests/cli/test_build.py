@@ -36,6 +36,21 @@ def test_build_reports(edgec, mlp_onnx, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"m.edgec"}
 
 
+def test_weights_of_4_25_bits(edgec, tmp_path):
+    rng = np.random.default_rng(0)
+    w = [numpy_helper.from_array(rng.standard_normal((512, 512)).astype(np.float32), n) for n in "ab"]
+    nodes = [helper.make_node("MatMul", ["x", "a"], ["h"]), helper.make_node("MatMul", ["h", "b"], ["y"])]
+    save(tmp_path / "m.onnx", nodes, [f32("x", ["n", 512])], [f32("y", ["n", 512])], w)
+    bits = {}
+    for extra in ([], ["--bits", "4.25"]):
+        done = edgec("build", "m.onnx", "-o", "m.edgec", "--target", "x86-64-v3", "--json", *extra)
+        assert done.status == 0, done.err
+        bits[len(extra)] = done.json["weight_bits"]
+    assert 4.25 < bits[2] < 4.3 < 4.5 <= bits[0]
+    for wrong in (["--target", "apple-m2", "--bits", "4.25"], ["--bits", "3"], ["--bits", "4.25", "--group", "64"]):
+        assert edgec("build", "m.onnx", *wrong).status == 2
+
+
 def test_build_shows_phases_and_a_summary(edgec, mlp_onnx, tmp_path):
     done = edgec("build", mlp_onnx)
     assert done.status == 0 and (tmp_path / "mlp.edgec").exists()

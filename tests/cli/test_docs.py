@@ -8,6 +8,7 @@ import shlex
 import shutil
 
 import pytest
+from lm_tools import write_folder
 
 from edgec.errors import CODES
 
@@ -30,6 +31,8 @@ def test_console_blocks(edgec, page, mlp_onnx, mlp_artifact, tmp_path):
     for name in ("model", "minilm"):  # the pages show real models; here a small one stands for them
         shutil.copy(mlp_onnx, tmp_path / f"{name}.onnx")
     shutil.copy(mlp_artifact, tmp_path / "model.edgec")
+    if page.name == "language-models.md":
+        write_folder(tmp_path / "smollm2")
     for command in commands(page):
         done = edgec(*command)
         assert done.status == 0, (command, done.err)

@@ -183,7 +183,8 @@ void cache_write(const CacheWrite& write, const IsaOps* ops) { ops_or_best(ops).
 
 float cache_read(const CacheWrite& w, int64_t token, int64_t d) {
   const int64_t lane = token % kPanel, dim = cache_bytes(w.dim, w.panels, true);
-  if (!w.i8) return static_cast<const float*>(w.to)[w.panels ? (token - lane) * w.dim + d * kPanel + lane : token * w.dim + d];
+  if (!w.i8)
+    return static_cast<const float*>(w.to)[w.panels ? (token - lane) * w.dim + d * kPanel + lane : token * w.dim + d];
   const int64_t at = w.panels ? (token - lane) * dim + d / 4 * 64 + lane * 4 + d % 4 : token * dim + d;
   return static_cast<float>(static_cast<const int8_t*>(w.to)[at]) * w.scales[token];
 }

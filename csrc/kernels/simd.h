@@ -80,8 +80,8 @@ EDGEC_INLINE i32x8 round_even(f32x8 v) {
 #endif
 }
 
-// 8 bytes as floats; 16 bytes in 16 bits; four numbers of 16 bits again and again; sums of two neighbouring products; the sums of
-// neighbours, of a before those of b.
+// 8 bytes as floats; 16 bytes in 16 bits; four numbers of 16 bits again and again; sums of two neighbouring products;
+// the sums of neighbours, of a before those of b.
 #if defined(__AVX2__)
 EDGEC_INLINE f32x8 floats_of(const int8_t* p) {
   return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));

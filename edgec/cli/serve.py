@@ -104,7 +104,7 @@ def _load(models, names, threads, concurrency, queue, max_context):
             _ = model.tokenizer  # better now than at the first request
             served.workers[name] = Worker(name, model, queue)
         else:
-            served.encoders[name] = Encoder(name, session)
+            served.encoders[name] = Encoder(name, session, queue)
     return served
 
 
@@ -113,18 +113,21 @@ async def _serve(app, host: str, port: int, names: list[str], common: Common) ->
 
     import uvicorn
 
+    from edgec.serve.connection import Connection
+
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(1024)  # before the address is told: who reads it may come at once
     except OSError as error:
         raise EdgecError("EC1001", f"{host}:{port}: {error.strerror}", "--port", "Choose another port") from None
     at = f"[{host}]" if ":" in host else host
     url = f"http://{at}:{listener.getsockname()[1]}"
     config = uvicorn.Config(app, log_level="warning", access_log=common.debug, limit_concurrency=256,
                             timeout_keep_alive=15, timeout_graceful_shutdown=10, h11_max_incomplete_event_size=1 << 16,
-                            server_header=False, http="h11", ws="none")  # fmt: skip
+                            server_header=False, http=Connection, ws="none")  # fmt: skip
     if common.json:
         import json
 

@@ -9,9 +9,10 @@ import hmac
 import json
 import secrets
 import time
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from starlette.applications import Starlette
@@ -20,13 +21,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from edgec.errors import EdgecError
 from edgec.serve import completions, protocol
 from edgec.serve.embeddings import Encoder
 from edgec.serve.errors import ApiError
 from edgec.serve.stream import Disconnected, EventStream, while_connected
 from edgec.serve.worker import Worker
 
+T = TypeVar("T")
 BODY_TIMEOUT_S = 30.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PAGE_HEADERS = {
@@ -114,9 +115,13 @@ class Api:
         answers = worker.submit(requests)
         if wanted.stream:
             return EventStream(self._limited(completions.events(form, answers), answers))
+        return JSONResponse(await self._within(request, completions.gather(form, answers)))
+
+    async def _within(self, request: Request, work: Awaitable[T]) -> T:
+        """The work's result, unless the client goes or the time is over: then the work is cancelled."""
         try:
             async with asyncio.timeout(self.settings.timeout_s):
-                return JSONResponse(await while_connected(completions.gather(form, answers), request.receive))
+                return await while_connected(work, request.receive)
         except TimeoutError:
             raise ApiError(504, f"it took more than {self.settings.timeout_s:g} s", code="timeout") from None
 
@@ -133,15 +138,7 @@ class Api:
     async def embed(self, request: Request) -> Response:
         wanted = protocol.embedding(await self._body(request))
         encoder = self._model(self.served.encoders, wanted.model)
-
-        def run() -> tuple[list[np.ndarray], int]:
-            try:
-                ids = [encoder.encode(i) for i in wanted.inputs]
-                return [encoder.embed(i) for i in ids], sum(map(len, ids))
-            except EdgecError as error:
-                raise ApiError.of(error) from None
-
-        vectors, tokens = await asyncio.to_thread(run)
+        vectors, tokens = await self._within(request, encoder.run(wanted.inputs))
         if wanted.dimensions not in (None, len(vectors[0])):
             reason = f"the model's embeddings have {len(vectors[0])} dimensions"
             raise ApiError(400, reason, code="invalid_value", param="dimensions")
@@ -206,7 +203,9 @@ class Api:
         except TimeoutError:
             raise ApiError(408, "the body did not come", code="timeout") from None
         try:
-            return json.loads(bytes(data))
+            value = json.loads(bytes(data))
+            json.dumps(value, ensure_ascii=False).encode()  # halves of surrogate pairs are no text
+            return value
         except (ValueError, RecursionError) as error:
             raise ApiError(400, f"the body is no JSON: {error}", code="invalid_json") from None
 
@@ -237,6 +236,9 @@ def make_app(served: Served, settings: Settings) -> Guard:
     async def gone(request, error):
         return Response(status_code=499)
 
+    async def fault(request, error):
+        return _answer(ApiError(500, "a fault inside the server; its log says more", code="internal_error"))
+
     routes = [
         Route("/", api.index),
         Route("/health", api.health),
@@ -247,5 +249,6 @@ def make_app(served: Served, settings: Settings) -> Guard:
         Route("/v1/completions", api.complete, methods=["POST"]),
         Route("/v1/embeddings", api.embed, methods=["POST"]),
     ]
-    handlers = {ApiError: api_error, HTTPException: http_error, Disconnected: gone, ClientDisconnect: gone}
+    handlers = {ApiError: api_error, HTTPException: http_error, Disconnected: gone, ClientDisconnect: gone,
+                Exception: fault}  # fmt: skip
     return Guard(Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan), settings)

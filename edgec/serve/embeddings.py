@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -21,9 +23,10 @@ class Encoder:
     where the artifact has no tokenizer.
     """
 
-    def __init__(self, name: str, session: Session) -> None:
-        self.name, self.session = name, session
-        self.lock = threading.Lock()
+    def __init__(self, name: str, session: Session, queue: int) -> None:
+        self.name, self.session, self.queue = name, session, queue
+        self.load = 0  # requests that run or wait
+        self.thread = ThreadPoolExecutor(1, f"encoder {name}")
         self.roles = {role: self._input(role) for role in ("ids", "mask", "type")}
         left = {p.name for p in session.inputs} - {r for r in self.roles.values() if r}
         ranks = {len(p.shape): p.name for p in reversed(session.outputs) if p.dtype == "float32"}
@@ -53,6 +56,8 @@ class Encoder:
         ids = self.tokenizer.encode(text) if isinstance(text, str) else list(text)
         if not ids:
             raise ApiError(400, "input is empty", code="invalid_value", param="input")
+        if not all(0 <= i < 1 << 31 for i in ids):
+            raise ApiError(400, "input has an id that is no token", code="invalid_value", param="input")
         if len(ids) > self.limit:
             reason = f"input has {len(ids)} tokens, the model takes {self.limit}"
             raise ApiError(400, reason, code="context_length_exceeded", param="input")
@@ -63,7 +68,29 @@ class Encoder:
         kinds = {p.name: p.dtype for p in self.session.inputs}
         values = {"ids": ids, "mask": [1] * len(ids), "type": [0] * len(ids)}
         feeds = {name: np.array([values[role]], kinds[name]) for role, name in self.roles.items() if name}
-        with self.lock:
-            found = self.session(**feeds)[self.output][0]
+        found = self.session(**feeds)[self.output][0]
         vector = np.asarray(found if self.pooled else found.mean(axis=0), np.float32)
         return vector / max(float(np.linalg.norm(vector)), 1e-12)
+
+    async def run(self, inputs: list[Any]) -> tuple[list[np.ndarray], int]:
+        """A vector for each input, and the number of tokens; cancelled, it ends after the text at hand.
+
+        Raises ApiError 400, 429 beyond `queue` waiting requests.
+        """
+        if self.load > self.queue:
+            raise ApiError(429, "too many requests are waiting", code="queue_full", headers={"Retry-After": "1"})
+        gone = threading.Event()
+
+        def work() -> tuple[list[np.ndarray], int]:
+            try:
+                ids = [self.encode(i) for i in inputs]
+                return [self.embed(i) for i in ids if not gone.is_set()], sum(map(len, ids))
+            except EdgecError as error:
+                raise ApiError.of(error) from None
+
+        self.load += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.thread, work)
+        finally:
+            gone.set()
+            self.load -= 1

@@ -62,6 +62,8 @@ class Fields:
         if value is default:
             return value
         wrong = isinstance(value, bool) and bool not in kinds
+        if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+            raise invalid(f"{name} is too large", name)
         if wrong or not isinstance(value, kinds):
             names = " or ".join(k.__name__ for k in kinds)
             raise invalid(f"{name} must be of type {names}", name)

@@ -24,7 +24,7 @@ ONLY = {
     "rich": ("edgec.cli",),
     "cyclopts": ("edgec.cli",),
     "starlette": ("edgec.serve",),
-    "uvicorn": ("edgec.cli.serve",),
+    "uvicorn": ("edgec.cli.serve", "edgec.serve.connection"),
 }
 RUNNING = ("edgec", "edgec.errors", "edgec.runtime", "edgec.artifact", "edgec._core", "edgec.targets", "edgec.kernels")
 

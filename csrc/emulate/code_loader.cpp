@@ -40,13 +40,13 @@ uint64_t import_of(const std::string& name) {
 #define MATH1(f) {#f "f", reinterpret_cast<const void*>(F1(std::f))}, {#f, reinterpret_cast<const void*>(D1(std::f))},
 #define MATH2(f) {#f "f", reinterpret_cast<const void*>(F2(std::f))}, {#f, reinterpret_cast<const void*>(D2(std::f))},
       MATH1(exp) MATH1(exp2) MATH1(expm1) MATH1(log) MATH1(log2) MATH1(log10) MATH1(log1p) MATH1(sin) MATH1(cos)
-      MATH1(tan) MATH1(asin) MATH1(acos) MATH1(atan) MATH1(sinh) MATH1(cosh) MATH1(tanh) MATH1(asinh) MATH1(acosh)
-      MATH1(atanh) MATH1(erf) MATH1(erfc) MATH1(tgamma) MATH1(lgamma) MATH1(cbrt) MATH1(sqrt) MATH1(floor) MATH1(ceil)
-      MATH1(trunc) MATH1(round) MATH1(rint) MATH1(nearbyint) MATH1(fabs) MATH2(pow) MATH2(fmod) MATH2(atan2)
-      MATH2(fmax) MATH2(fmin) MATH2(hypot) MATH2(copysign)
+          MATH1(tan) MATH1(asin) MATH1(acos) MATH1(atan) MATH1(sinh) MATH1(cosh) MATH1(tanh) MATH1(asinh) MATH1(acosh)
+              MATH1(atanh) MATH1(erf) MATH1(erfc) MATH1(tgamma) MATH1(lgamma) MATH1(cbrt) MATH1(sqrt) MATH1(floor)
+                  MATH1(ceil) MATH1(trunc) MATH1(round) MATH1(rint) MATH1(nearbyint) MATH1(fabs) MATH2(pow) MATH2(fmod)
+                      MATH2(atan2) MATH2(fmax) MATH2(fmin) MATH2(hypot) MATH2(copysign)
 #undef MATH1
 #undef MATH2
-      {"fmaf", reinterpret_cast<const void*>(F3(std::fma))},
+                          {"fmaf", reinterpret_cast<const void*>(F3(std::fma))},
       {"fma", reinterpret_cast<const void*>(D3(std::fma))},
       {"memcpy", reinterpret_cast<const void*>(&std::memcpy)},
       {"memmove", reinterpret_cast<const void*>(&std::memmove)},

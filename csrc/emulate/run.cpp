@@ -1,8 +1,8 @@
 // Runs an artifact once, under an emulator: run ARTIFACT THREADS REPEATS REQUEST RESULT. Made by edgec.emulate.
 //
-// REQUEST: int64 words: parameters, then each (name_bytes, name padded to words, value); inputs in the plan's order, each
-// (rank, dims..., bytes padded to words). RESULT: outputs in the plan's order in the same form, with the dtype before the
-// rank. A failure prints one line "EC1234|where|reason|hint" to stderr and exits with 1.
+// REQUEST: int64 words: parameters, then each (name_bytes, name padded to words, value); inputs in the plan's order,
+// each (rank, dims..., bytes padded to words). RESULT: outputs in the plan's order in the same form, with the dtype
+// before the rank. A failure prints one line "EC1234|where|reason|hint" to stderr and exits with 1.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>

@@ -17,7 +17,17 @@ namespace {
 constexpr struct {
   uint32_t bit;
   const char* name;
-} kNames[] = {{kAvx2, "avx2"}, {kFma, "fma"}, {kF16c, "f16c"}, {kNeon, "neon"}, {kDotprod, "dotprod"}, {kI8mm, "i8mm"}};
+} kNames[] = {{kAvx2, "avx2"},       {kFma, "fma"},   {kF16c, "f16c"}, {kNeon, "neon"},
+              {kDotprod, "dotprod"}, {kI8mm, "i8mm"}, {kSme2, "sme2"}};
+
+#if defined(__aarch64__)
+// Kernels exist for streaming vectors of 128, 256 and 512 bits. The word is rdsvl x0, #1: the length in bytes.
+bool sme_length_known() {
+  register uint64_t bytes __asm__("x0");
+  __asm__ volatile(".inst 0x04bf5820" : "=r"(bytes));
+  return bytes == 16 || bytes == 32 || bytes == 64;
+}
+#endif
 
 uint32_t detect() {
   uint32_t bits = 0;
@@ -35,6 +45,7 @@ uint32_t detect() {
 #if defined(__linux__)
   if (getauxval(AT_HWCAP) >> 20 & 1) bits |= kDotprod;
   if (getauxval(AT_HWCAP2) >> 13 & 1) bits |= kI8mm;
+  if ((getauxval(AT_HWCAP2) >> 37 & 1) && sme_length_known()) bits |= kSme2;
 #elif defined(__APPLE__)
   const auto has = [](const char* name) {
     int value = 0;
@@ -43,6 +54,7 @@ uint32_t detect() {
   };
   if (has("hw.optional.arm.FEAT_DotProd")) bits |= kDotprod;
   if (has("hw.optional.arm.FEAT_I8MM")) bits |= kI8mm;
+  if (has("hw.optional.arm.FEAT_SME2") && sme_length_known()) bits |= kSme2;
 #endif
 #endif
   if (const char* off = std::getenv("EDGEC_DISABLE")) {

@@ -13,6 +13,7 @@ enum Feature : uint32_t {
   kNeon = 1 << 8,
   kDotprod = 1 << 9,
   kI8mm = 1 << 10,
+  kSme2 = 1 << 11,
 };
 
 // Features of this CPU that the OS has enabled, less those named in EDGEC_DISABLE (comma-separated, as feature_name).

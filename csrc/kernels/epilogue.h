@@ -1,15 +1,22 @@
 // The store of a tile: bias, activation, residual; columns beyond n are not touched.
 
-// kWhole: all 16 columns exist, otherwise `n` of them do.
+// kWhole: all 16 columns exist, otherwise `n` of them do. Not inlined: no activation pays for another one's registers.
 template <Activation kAct, bool kWhole>
-static void store_rows(const LinearJob& job, int64_t row, int64_t mr, int64_t column, int64_t n, const float* sums) {
+static __attribute__((noinline)) void store_rows(const LinearJob& job, int64_t row, int64_t mr, int64_t column,
+                                                 int64_t n, const float* sums) {
   const LinearArgs& a = job.args;
   const auto get = [n](const float* p, int64_t c) { return kWhole ? load(p + c) : load_n(p + c, n - c); };
   f32x8 bias[2] = {splat(0.0f), splat(0.0f)};
   if (a.bias) bias[0] = get(a.bias + column, 0), bias[1] = get(a.bias + column, 8);
   float* y = a.y + row * a.ldy + column;
   const float* residual = a.residual ? a.residual + row * a.ldr + column : nullptr;
-  for (; mr > 0; --mr, sums += kPanel, y += a.ldy) {
+  const int64_t ldy = a.ldy;
+  if (kAct == Activation::kNone && kWhole && !residual) {
+    for (; mr > 0; --mr, sums += kPanel, y += ldy)
+      store(y, load(sums) + bias[0]), store(y + 8, load(sums + 8) + bias[1]);
+    return;
+  }
+  for (; mr > 0; --mr, sums += kPanel, y += ldy) {
     f32x8 v[2];
     for (int h = 0; h < 2; ++h) {
       v[h] = activate(kAct, load(sums + 8 * h) + bias[h]);

@@ -23,6 +23,8 @@ constexpr Format kFormats[] = {
     EDGEC_GROUPS("s8", "n16k4", kS8N16K4, 8, true, 0),
     {"s8n16k4", Family::kS8N16K4, 8, 0, true, false, 8},
     {"f32n16", Family::kF32N16, 32, 0, true, false, 32},
+    EDGEC_GROUPS("s4", "n32k4", kS4N32K4, 4, true, 0),
+    EDGEC_GROUPS("u4", "n32k4", kU4N32K4, 4, false, 4),
     EDGEC_GROUPS("s8", "row", kS8Row, 8, true, 0),
     {"s8row", Family::kS8Row, 8, 0, true, false, 8},
 };
@@ -51,6 +53,9 @@ Shape shape_of(const Format& f, int64_t k) {
 // (int4, the first four in the low nibbles), lie in a block.
 int64_t word8(int64_t c, int64_t i) { return c / 8 * 256 + c % 8 * 4 + i * 32; }
 int64_t word4(int64_t c, int64_t i) { return c / 8 * 128 + c % 8 * 4 + i * 32; }
+// Where a column's scale is in a header. In panels of 32, columns c and c + 16 are neighbours: Arm converts even and
+// odd halves of a vector of f16.
+int64_t scale_at(Family family, int64_t c) { return 2 * (panel_columns(family) == 16 ? c : c % 16 * 2 + c / 16); }
 constexpr uint32_t kNibbles = 0x0f0f0f0f, kEights = 0x08080808;
 
 uint32_t load32(const uint8_t* p) {
@@ -61,9 +66,16 @@ uint32_t load32(const uint8_t* p) {
 void store32(uint8_t* p, uint32_t v) { std::memcpy(p, &v, 4); }
 
 // One column's 32 values into a block, and back. flip: kEights for s4, whose nibbles are q + 8.
-void put_column(const uint8_t* q, bool int8, uint32_t flip, int64_t c, uint8_t* block) {
-  if (int8) {
+void put_column(const uint8_t* q, Family family, uint32_t flip, int64_t c, uint8_t* block) {
+  if (family == Family::kS8N16K4) {
     for (int64_t i = 0; i < 8; ++i) std::memcpy(block + word8(c, i), q + 4 * i, 4);
+    return;
+  }
+  if (panel_columns(family) == 32) {
+    for (int64_t i = 0; i < 16; ++i) {
+      const uint32_t low = (q[2 * i] ^ flip) & 15, high = (q[2 * i + 1] ^ flip) & 15;
+      block[i / 2 * 64 + 2 * c + i % 2] = static_cast<uint8_t>(low | high << 4);
+    }
     return;
   }
   for (int64_t i = 0; i < 4; ++i) {
@@ -71,15 +83,22 @@ void put_column(const uint8_t* q, bool int8, uint32_t flip, int64_t c, uint8_t* 
     store32(block + word4(c, i), low | high << 4);
   }
 }
-void get_column(const uint8_t* block, bool int8, uint32_t flip, int64_t c, uint8_t* q) {
-  if (int8) {
+void get_column(const uint8_t* block, Family family, uint32_t flip, int64_t c, uint8_t* q) {
+  if (family == Family::kS8N16K4) {
     for (int64_t i = 0; i < 8; ++i) std::memcpy(q + 4 * i, block + word8(c, i), 4);
     return;
   }
-  for (int64_t i = 0; i < 4; ++i) {
-    const uint32_t both = load32(block + word4(c, i));
-    store32(q + 8 * i, both & kNibbles);
-    store32(q + 8 * i + 4, both >> 4 & kNibbles);
+  if (panel_columns(family) == 32) {
+    for (int64_t i = 0; i < 16; ++i) {
+      const uint8_t pair = block[i / 2 * 64 + 2 * c + i % 2];
+      q[2 * i] = pair & 15, q[2 * i + 1] = pair >> 4;
+    }
+  } else {
+    for (int64_t i = 0; i < 4; ++i) {
+      const uint32_t both = load32(block + word4(c, i));
+      store32(q + 8 * i, both & kNibbles);
+      store32(q + 8 * i + 4, both >> 4 & kNibbles);
+    }
   }
   for (int64_t i = 0; i < kBlock && flip; ++i) q[i] = static_cast<uint8_t>(q[i] - 8);
 }
@@ -148,7 +167,8 @@ size_t packed_nbytes(const Format& f, int64_t n, int64_t k) {
   if (n < 0 || k < 0 || k > kLimit / 128 || n > kLimit / 2) return SIZE_MAX;
   const Shape s = shape_of(f, k);
   const bool rows = f.family == Family::kS8Row;
-  const int64_t unit = rows ? s.panel_bytes / kPanel : s.panel_bytes, count = rows ? n : panels(n);
+  const int64_t columns = panel_columns(f.family);
+  const int64_t unit = rows ? s.panel_bytes / kPanel : s.panel_bytes, count = rows ? n : (n + columns - 1) / columns;
   return unit && count > kLimit / unit ? SIZE_MAX : static_cast<size_t>(count * unit);
 }
 
@@ -167,7 +187,11 @@ void pack_panels(const Format& f, const void* q, const uint16_t* scale, const ui
       }
       continue;
     }
-    if (s.panel_bytes) std::memset(out + p * s.panel_bytes, 0, s.panel_bytes);
+    // A panel of 32 columns is two of 16 to callers: each half clears and writes bytes of its own, the last one maybe
+    // the half beyond n too.
+    const int64_t halves = panel_columns(f.family) / kPanel, first = p % halves * kPanel;
+    const int64_t span = p == panels(n) - 1 && first == 0 ? halves : 1;
+    if (s.panel_bytes && halves == 1) std::memset(out + p * s.panel_bytes, 0, s.panel_bytes);
     if (f.family == Family::kF32N16) {
       const float* w = static_cast<const float*>(q) + column * k;
       float* to = reinterpret_cast<float*>(out + p * s.panel_bytes);
@@ -186,8 +210,12 @@ void pack_panels(const Format& f, const void* q, const uint16_t* scale, const ui
       inverse[c] = power_of_two(-e);
     }
     walk(
-        s, f.family, p * s.panel_bytes,
+        s, f.family, p / halves * s.panel_bytes,
         [&](int64_t at, int64_t g) {
+          uint8_t* zeros = out + at + 32 * halves + first / 2;
+          for (int64_t c = first; c < first + kPanel * span && halves > 1; ++c)
+            std::memset(out + at + scale_at(f.family, c), 0, 2);
+          if (!f.symmetric && halves > 1) std::memset(zeros, 0, 8 * span);
           for (int64_t c = 0; c < valid; ++c) {
             if (f.table) {
               const float v = half_to_float(scale[(column + c) * s.groups + g]) * inverse[c];
@@ -197,11 +225,12 @@ void pack_panels(const Format& f, const void* q, const uint16_t* scale, const ui
                                                                                  : v + 0.5f));
               continue;
             }
-            std::memcpy(out + at + 2 * c, scale + (column + c) * s.groups + g, 2);
-            if (!f.symmetric) out[at + 32 + c / 2] |= (zero[(column + c) * s.groups + g] & 15) << (c % 2 * 4);
+            std::memcpy(out + at + scale_at(f.family, first + c), scale + (column + c) * s.groups + g, 2);
+            if (!f.symmetric) zeros[c / 2] |= (zero[(column + c) * s.groups + g] & 15) << (c % 2 * 4);
           }
         },
         [&](int64_t at, int64_t b) {
+          for (int64_t i = 0; i < 8 && halves > 1; ++i) std::memset(out + at + 64 * i + 2 * first, 0, 32 * span);
           const int64_t length = std::min(kBlock, k - b * kBlock);
           for (int64_t c = 0; c < valid; ++c) {
             const uint8_t* from = bytes + (column + c) * k + b * kBlock;
@@ -211,7 +240,7 @@ void pack_panels(const Format& f, const void* q, const uint16_t* scale, const ui
               for (int64_t i = 0; i < kBlock; ++i) padded[i] = kIndex[from[i]];
               from = padded;
             }
-            put_column(from, f.bits == 8, flip_of(f), c, out + at);
+            put_column(from, f.family, flip_of(f), first + c, out + at);
           }
         });
   }
@@ -240,23 +269,25 @@ void unpack_panels(const Format& f, const void* packed, int64_t n, int64_t k, in
       }
       continue;
     }
+    const int64_t halves = panel_columns(f.family) / kPanel, first = p % halves * kPanel;
     walk(
-        s, f.family, p * s.panel_bytes,
+        s, f.family, p / halves * s.panel_bytes,
         [&](int64_t at, int64_t g) {
+          const uint8_t* zeros = in + at + 32 * halves + first / 2;
           for (int64_t c = 0; c < valid; ++c) {
             if (f.table) {
               scale[(column + c) * s.groups + g] = table_scale(in + p * s.panel_bytes, in + at, c);
               continue;
             }
-            std::memcpy(scale + (column + c) * s.groups + g, in + at + 2 * c, 2);
-            if (!f.symmetric) zero[(column + c) * s.groups + g] = in[at + 32 + c / 2] >> (c % 2 * 4) & 15;
+            std::memcpy(scale + (column + c) * s.groups + g, in + at + scale_at(f.family, first + c), 2);
+            if (!f.symmetric) zero[(column + c) * s.groups + g] = zeros[c / 2] >> (c % 2 * 4) & 15;
           }
         },
         [&](int64_t at, int64_t b) {
           const int64_t length = std::min(kBlock, k - b * kBlock);
           for (int64_t c = 0; c < valid; ++c) {
             uint8_t column_values[kBlock];
-            get_column(in + at, f.bits == 8, flip_of(f), c, column_values);
+            get_column(in + at, f.family, flip_of(f), first + c, column_values);
             if (f.table) look_up(column_values);
             std::memcpy(bytes + (column + c) * k + b * kBlock, column_values, length);
           }

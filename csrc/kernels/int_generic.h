@@ -10,15 +10,17 @@ static float dot_block_generic(Family family, const uint8_t* values, const int16
     for (int k = 0; k < 32; ++k) total += wide[k / 4 * 4 + kOrder[k % 4]] * static_cast<int8_t>(at[k / 4 * 32 + k % 4]);
     return static_cast<float>(total);
   }
-  // 32 bytes hold 8 columns x 4 k: low nibbles one step of k, high nibbles the next.
-  const uint8_t* at = data + column / 8 * 128 + column % 8 * 4;
+  // 32 bytes hold 8 columns x 4 k: low nibbles one step of k, high nibbles the next. Or 64 bytes 32 columns x 4 k.
+  const bool wide_panel = panel_columns(family) == 32;
+  const uint8_t* at = data + (wide_panel ? column * 2 : column / 8 * 128 + column % 8 * 4);
   for (int k = 0; k < 32; ++k) {
-    const int nibble = at[k / 8 * 32 + k % 4] >> (k / 4 % 2 * 4) & 15;
+    const int nibble =
+        wide_panel ? at[k / 4 * 64 + k % 4 / 2] >> (k % 2 * 4) & 15 : at[k / 8 * 32 + k % 4] >> (k / 4 % 2 * 4) & 15;
     const int u = family == Family::kT4N16K4 ? kTable[nibble] + 16 : nibble;
     total += u * static_cast<int8_t>(values[k]);
   }
   // pair_sum is -8, -16 or -1 times the activations' sum.
-  return static_cast<float>(total + static_cast<int32_t>(pair_sum) * (family == Family::kU4N16K4 ? zero : 1));
+  return static_cast<float>(total + static_cast<int32_t>(pair_sum) * (has_zeros(family) ? zero : 1));
 }
 
 template <Family kFamily>
@@ -26,12 +28,14 @@ static void linear_int_generic(const LinearJob& job, int64_t tile_begin, int64_t
                                int64_t panel_end) {
   constexpr bool kWide = kFamily == Family::kS8N16K4;
   constexpr int64_t kValues = kWide ? 64 : 32, kRow = kWide ? 68 : 40;
+  constexpr int64_t kColumns = panel_columns(kFamily);
   float sums[4 * kPanel];
   for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
     for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
       const int64_t row = job.row(tile), rows = job.row(tile + 1) - row;
-      const uint8_t* first = static_cast<const uint8_t*>(job.args.packed) + panel * job.panel_bytes;
-      const uint8_t* b = first + panel_header_bytes(kFamily);
+      const uint8_t* from = static_cast<const uint8_t*>(job.args.packed) + panel * kPanel / kColumns * job.panel_bytes;
+      const uint8_t* b = from + panel_header_bytes(kFamily);
+      const int first = static_cast<int>(panel * kPanel % kColumns);
       const uint8_t* a = job.prepared + row * job.blocks * kRow;
       for (float& s : sums) s = 0.0f;
       for (int64_t block = 0; block < job.blocks;) {
@@ -39,9 +43,10 @@ static void linear_int_generic(const LinearJob& job, int64_t tile_begin, int64_t
         float scale[kPanel];
         int zero[kPanel];
         for (int c = 0; c < kPanel; ++c) {
-          scale[c] = kFamily == Family::kT4N16K4 ? static_cast<float>(static_cast<int8_t>(header[c]))
-                                                 : half_to_float(load_u16(header + 2 * c));
-          zero[c] = kFamily == Family::kU4N16K4 ? header[32 + c / 2] >> (c % 2 * 4) & 15 : 0;
+          scale[c] = kFamily == Family::kT4N16K4
+                         ? static_cast<float>(static_cast<int8_t>(header[c]))
+                         : half_to_float(load_u16(header + (kColumns == 32 ? 4 * c + first / 8 : 2 * c)));
+          zero[c] = has_zeros(kFamily) ? header[2 * kColumns + (first + c) / 2] >> (c % 2 * 4) & 15 : 0;
         }
         b += header_bytes(kFamily);
         for (int64_t i = 0; i < job.group_blocks && block < job.blocks; ++i, ++block) {
@@ -55,7 +60,8 @@ static void linear_int_generic(const LinearJob& job, int64_t tile_begin, int64_t
               __builtin_memcpy(pair, a + rows * (kValues + 4) + 4 * r, 4);
             }
             for (int c = 0; c < kPanel; ++c) {
-              const float dot = dot_block_generic(kFamily, a + r * kValues, wide, pair[0] + pair[1], b, zero[c], c);
+              const float dot =
+                  dot_block_generic(kFamily, a + r * kValues, wide, pair[0] + pair[1], b, zero[c], first + c);
               sums[r * kPanel + c] += dot * (scale[c] * row_scale);
             }
           }
@@ -63,7 +69,7 @@ static void linear_int_generic(const LinearJob& job, int64_t tile_begin, int64_t
           a += rows * kRow;
         }
       }
-      if (kFamily == Family::kT4N16K4) apply_exponents(first, rows, sums);
+      if (kFamily == Family::kT4N16K4) apply_exponents(from, rows, sums);
       store_tile(job, row, rows, panel, sums);
     }
   }

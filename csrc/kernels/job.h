@@ -6,16 +6,19 @@
 namespace edgec::kernels {
 
 constexpr int64_t kBlock = 32;  // activations that share a scale
-constexpr int64_t kMaxTileRows = 12;
+constexpr int64_t kMaxTileRows = 16;
 
 // S16: of four k in the order 0, 2, 1, 3. X4: tiles are padded to four rows; P2: pairs of rows interleaved by 8 of k,
-// their scales twice (r0 r0 r1 r1), no sums.
-enum class Lhs : int32_t { F32, S8B32, S16B32, S8B32X4, S8P2B32X4 };
+// their scales twice (r0 r0 r1 r1), no sums; Q16: sixteen rows interleaved by 4 of k, tiles padded to sixteen, s32
+// sums.
+enum class Lhs : int32_t { F32, S8B32, S16B32, S8B32X4, S8P2B32X4, S8Q16B32 };
 
 // Bytes of one row's block in the prepared activations: values, f32 scale, and for S8B32 two s16 sums.
 constexpr int64_t block_bytes(Lhs lhs) { return lhs == Lhs::F32 ? 0 : lhs == Lhs::S16B32 ? 64 + 4 : 32 + 4 + 4; }
 // Rows that a tile is a multiple of, but for a last one that is padded.
-constexpr int64_t row_unit(Lhs lhs) { return lhs == Lhs::S8B32X4 || lhs == Lhs::S8P2B32X4 ? 4 : 1; }
+constexpr int64_t row_unit(Lhs lhs) {
+  return lhs == Lhs::S8Q16B32 ? 16 : lhs == Lhs::S8B32X4 || lhs == Lhs::S8P2B32X4 ? 4 : 1;
+}
 
 // Rows are cut into tiles of nearly equal height, none above mr. A tile is stored block by block:
 // mr x values, mr x scale, mr x sums, so that a kernel walks one pointer.
@@ -25,7 +28,7 @@ struct LinearJob {
   int64_t tiles;         // row tiles
   int64_t blocks;        // blocks of 32 along K
   int64_t group_blocks;  // blocks that share a weight scale
-  int64_t panel_bytes;
+  int64_t panel_bytes;   // of panel_columns()
   uint8_t* prepared;
 
   int64_t row(int64_t tile) const {
@@ -55,13 +58,14 @@ struct LinearKernel {
 };
 
 // Bytes of a group's scales and zero points in a panel.
+constexpr bool has_zeros(Family family) { return family == Family::kU4N16K4 || family == Family::kU4N32K4; }
 constexpr int64_t header_bytes(Family family) {
-  return family == Family::kU4N16K4 ? 40 : family == Family::kT4N16K4 ? 16 : 32;
+  return family == Family::kT4N16K4 ? 16 : panel_columns(family) / 2 * (has_zeros(family) ? 5 : 4);
 }
 // Bytes before a panel's first group: the exponents of the columns' scales.
 constexpr int64_t panel_header_bytes(Family family) { return family == Family::kT4N16K4 ? kPanel : 0; }
-// Bytes of a block of 32 along K in a panel of 16 columns.
-constexpr int64_t data_bytes(Family family) { return family == Family::kS8N16K4 ? 512 : 256; }
+// Bytes of a block of 32 along K in a panel.
+constexpr int64_t data_bytes(Family family) { return family == Family::kS8N16K4 ? 512 : panel_columns(family) * 16; }
 
 // The functions that the table names: defined in avx2.cpp, generic.cpp ...
 #define EDGEC_LINEAR(name, isa, features, family, lhs, mr, nr, max_m, priority) \
@@ -73,8 +77,8 @@ constexpr int64_t data_bytes(Family family) { return family == Family::kS8N16K4 
 
 // One instruction set's version of everything else.
 struct IsaOps {
-  // s8p2b32: for Arm only. f32: the normalised rows, for formats that take floats.
-  PrepareFn prepare_s8b32, prepare_s16b32, prepare_s8p2b32, prepare_f32;
+  // s8p2b32, s8q16b32: for Arm only. f32: the normalised rows, for formats that take floats.
+  PrepareFn prepare_s8b32, prepare_s16b32, prepare_s8p2b32, prepare_s8q16b32, prepare_f32;
   void (*matmul)(const MatmulArgs&, const ParallelFor&, void* scratch);
   void (*attention)(const AttentionArgs&, const ParallelFor&, void* scratch);
   void (*gather)(const Format&, const void* packed, int64_t rows, int64_t dim, const int64_t* indices, int64_t begin,

@@ -101,8 +101,9 @@ size_t linear_scratch_bytes(const Format& format, int64_t m, int64_t k, Norm nor
   if (format.family == Family::kF32N16)
     return norm == Norm::kNone ? 0 : static_cast<size_t>(m * k) * sizeof(float) + 64;
   const Lhs lhs = format.family == Family::kS8N16K4 ? Lhs::S16B32 : Lhs::S8B32;
-  // Some kernels pad the last rows to four.
-  return static_cast<size_t>((m + 3) / 4 * 4 * ceil_div(k, kBlock) * block_bytes(lhs)) + 64;
+  // Some kernels pad the last rows to four, those of wide panels to sixteen.
+  const int64_t unit = panel_columns(format.family) == kPanel ? 4 : 16;
+  return static_cast<size_t>(ceil_div(m, unit) * unit * ceil_div(k, kBlock) * block_bytes(lhs)) + 64;
 }
 
 void linear(const LinearArgs& args, const ParallelFor& pool, void* scratch, const LinearKernel* kernel) {
@@ -123,6 +124,7 @@ void linear(const LinearArgs& args, const ParallelFor& pool, void* scratch, cons
     const auto prepare = job.lhs == Lhs::F32         ? kernel->ops->prepare_f32
                          : job.lhs == Lhs::S16B32    ? kernel->ops->prepare_s16b32
                          : job.lhs == Lhs::S8P2B32X4 ? kernel->ops->prepare_s8p2b32
+                         : job.lhs == Lhs::S8Q16B32  ? kernel->ops->prepare_s8q16b32
                                                      : kernel->ops->prepare_s8b32;
     const int64_t tile_values = ceil_div(args.m, job.tiles) * args.k;
     parallel(pool, job.tiles, 1 + (1 << 15) / (1 + tile_values),
@@ -142,9 +144,9 @@ void linear(const LinearArgs& args, const ParallelFor& pool, void* scratch, cons
   // By columns, unless there are too few panels to go round: then by row tiles.
   const int64_t count = panels(args.n);
   if (count >= 2 * pool.workers || count >= job.tiles) {
-    // The GEMV of Arm takes four panels at once: slices are whole fours.
+    // The GEMV of Arm takes four panels at once: slices are whole fours; or as many as a kernel needs.
 #if defined(__aarch64__)
-    const int64_t unit = args.m == 1 ? 4 : 1;
+    const int64_t unit = std::max(args.m == 1 ? 4 : 1, kernel->info.nr / kPanel);
 #else
     constexpr int64_t unit = 1;
 #endif
@@ -224,6 +226,10 @@ const char* family_name(Family family) {
       return "s8n16k4";
     case Family::kF32N16:
       return "f32n16";
+    case Family::kS4N32K4:
+      return "s4n32k4";
+    case Family::kU4N32K4:
+      return "u4n32k4";
     case Family::kS8Row:
       return "s8row";
   }

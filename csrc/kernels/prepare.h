@@ -125,7 +125,29 @@ static void prepare_s8p2b32(const LinearJob& job, int64_t tile_begin, int64_t ti
     }
   }
 }
-#define EDGEC_PREPARE_PAIRS prepare_s8p2b32
+
+// A tile of 16 rows, block by block: 8 steps of 4 k, each 16 rows x 4; 16 scales; 16 sums as s32.
+static void prepare_s8q16b32(const LinearJob& job, int64_t tile_begin, int64_t tile_end) {
+  for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
+    const int64_t first = job.row(tile);
+    NormedRows rows(job, first, 16);
+    uint8_t* out = job.prepared + first * job.blocks * 40;
+    for (int64_t b = 0; b < job.blocks; ++b, out += 16 * 40) {
+      for (int64_t r = 0; r < 16; ++r) {
+        const int64_t left = first + r < job.args.m ? job.args.k - b * kBlock : 0;
+        uint8_t values[32];
+        float scale;
+        int32_t sums[2];
+        quantize_block<false>(rows.block(r, b * kBlock, left), left < kBlock ? left : kBlock, values, &scale, sums);
+        const int32_t sum = sums[0] + sums[1];
+        for (int i = 0; i < 8; ++i) __builtin_memcpy(out + 64 * i + 4 * r, values + 4 * i, 4);
+        __builtin_memcpy(out + 512 + 4 * r, &scale, 4);
+        __builtin_memcpy(out + 576 + 4 * r, &sum, 4);
+      }
+    }
+  }
+}
+#define EDGEC_PREPARE_ARM prepare_s8p2b32, prepare_s8q16b32
 #else
-#define EDGEC_PREPARE_PAIRS nullptr
+#define EDGEC_PREPARE_ARM nullptr, nullptr
 #endif

@@ -49,8 +49,8 @@ PURE_WHEELS = (
 )
 # One target to link for, since each new one makes zig build its C library once; sources have CPUs of their own.
 TARGET = ("-target", "aarch64-linux-gnu.2.28")
-CPU = {"neon_dotprod": "generic+dotprod", "neon_i8mm": "generic+dotprod+i8mm"}
-FLAGS = ("-std=c++20", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-fwrapv", "-Wno-psabi", "-Icsrc")
+CPU = {"neon_dotprod": "generic+dotprod", "neon_i8mm": "generic+dotprod+i8mm", "sme2": "generic+sme2"}
+FLAGS = ("-DEDGEC_SME2", "-std=c++20", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-fwrapv", "-Wno-psabi", "-Icsrc")
 
 
 class Unavailable(Exception):
@@ -71,9 +71,10 @@ def home() -> Path:
     return Path(os.environ.get("EDGEC_ARM_ROOT") or Path.home() / ".cache/edgec-arm")
 
 
-def emulator() -> list[str]:
-    """The command that runs an arm64 program; call setup() first."""
-    return [str(home() / "qemu-aarch64"), "-L", str(home() / "root"), "-cpu", "max"]
+def emulator(streaming_bits: int = 512) -> list[str]:
+    """The command that runs an arm64 program, with SME2 vectors of that many bits; call setup() first."""
+    cpu = f"max,sme-default-vector-length={streaming_bits // 8}"
+    return [str(home() / "qemu-aarch64"), "-L", str(home() / "root"), "-cpu", cpu]
 
 
 def _apt(name: str, architecture: str, suite: str, packages: list[str]) -> list[Path]:
@@ -178,9 +179,11 @@ def build_extension() -> Path:
     return package
 
 
-def python(arguments: list[str], package: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def python(
+    arguments: list[str], package: Path, streaming_bits: int = 512, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Runs the arm64 Python with edgec, numpy, pytest and Hypothesis."""
     path = os.pathsep.join([str(package), str(home() / "wheels"), str(home() / "root/usr/lib/python3/dist-packages")])
     variables = {"PATH": os.environ.get("PATH", ""), "HOME": str(BUILD), "PYTHONPATH": path, **environment}
-    command = [*emulator(), str(home() / "root/usr/bin/python3.11"), *arguments]
+    command = [*emulator(streaming_bits), str(home() / "root/usr/bin/python3.11"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=package, env=variables)

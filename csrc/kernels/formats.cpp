@@ -5,6 +5,10 @@
 
 #include "kernels/job.h"
 
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
 namespace edgec::kernels {
 namespace {
 
@@ -298,18 +302,18 @@ void unpack_panels(const Format& f, const void* packed, int64_t n, int64_t k, in
 void unpack_block(const Format& f, const void* packed, int64_t k, int64_t row, int64_t block, uint8_t q[32],
                   uint16_t* scale, int* zero) {
   const Shape s = shape_of(f, k);
-  const int64_t c = row % kPanel, g = block / s.group_blocks;
-  const uint8_t* panel = static_cast<const uint8_t*>(packed) + row / kPanel * s.panel_bytes;
+  const int64_t columns = panel_columns(f.family), c = row % columns, g = block / s.group_blocks;
+  const uint8_t* panel = static_cast<const uint8_t*>(packed) + row / columns * s.panel_bytes;
   const uint8_t* in =
       panel + panel_header_bytes(f.family) + g * header_bytes(f.family) + g * s.group_blocks * data_bytes(f.family);
   if (f.table) {
     *scale = table_scale(panel, in, c);
   } else {
-    std::memcpy(scale, in + 2 * c, 2);
+    std::memcpy(scale, in + scale_at(f.family, c), 2);
   }
-  *zero = f.symmetric ? 0 : in[32 + c / 2] >> (c % 2 * 4) & 15;
+  *zero = f.symmetric ? 0 : in[2 * columns + c / 2] >> (c % 2 * 4) & 15;
   in += header_bytes(f.family) + (block - g * s.group_blocks) * data_bytes(f.family);
-  get_column(in, f.bits == 8, flip_of(f), c, q);
+  get_column(in, f.family, flip_of(f), c, q);
   if (f.table) look_up(q);
 }
 

@@ -64,6 +64,11 @@ def mlp(path: pathlib.Path, seed: int = 0) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
+def make_mlp():
+    return mlp
+
+
+@pytest.fixture(scope="session")
 def mlp_onnx(tmp_path_factory) -> pathlib.Path:
     return mlp(tmp_path_factory.mktemp("mlp") / "mlp.onnx")
 

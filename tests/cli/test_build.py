@@ -197,10 +197,8 @@ def test_verify_holds(edgec, mlp_onnx, mlp_artifact):
     assert "holds" in edgec("verify", mlp_artifact, "--against", mlp_onnx).out
 
 
-def test_verify_does_not_hold_for_another_models_weights(edgec, mlp_artifact, tmp_path):
-    from conftest import mlp
-
-    other = mlp(tmp_path / "other.onnx", seed=1)
+def test_verify_does_not_hold_for_another_models_weights(edgec, mlp_artifact, make_mlp, tmp_path):
+    other = make_mlp(tmp_path / "other.onnx", seed=1)
     done = edgec("verify", mlp_artifact, "--against", other, "--layers", "--json")
     assert done.status == 1 and not done.json["ok"]
     text = edgec("verify", mlp_artifact, "--against", other)

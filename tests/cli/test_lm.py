@@ -118,6 +118,7 @@ def test_chat_in_a_terminal(lm):
         os.write(terminal, b"Hello\n")
         at = until("tokens, ", at)
         at = until("> ", at)
+        time.sleep(0.5)  # it has written the prompt, and now it reads
         os.kill(pid, signal.SIGINT)  # at the prompt: says how to end, and goes on
         at = until("Ctrl-D", at)
         os.write(terminal, b"/reset\n")

@@ -38,6 +38,7 @@ def artifact(tmp_path_factory):
 
 class Server:
     def __init__(self, *arguments: str, **environment: str) -> None:
+        self.clients: list = []
         command = [sys.executable, "-m", "edgec.cli", "serve", *map(str, arguments), "--port", "0", "--json"]
         env = {k: v for k, v in os.environ.items() if k != "EDGEC_API_KEY"} | environment
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
@@ -46,7 +47,9 @@ class Server:
         self.url = json.loads(line)["url"]
 
     def client(self, key: str = "none"):
-        return openai.OpenAI(base_url=self.url + "/v1", api_key=key, max_retries=0, timeout=60)
+        client = openai.OpenAI(base_url=self.url + "/v1", api_key=key, max_retries=0, timeout=60)
+        self.clients.append(client)
+        return client
 
     def http(self, method: str, path: str, body: bytes | None = None, **headers: str):
         connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=30)
@@ -66,6 +69,8 @@ class Server:
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
         out = self.process.communicate(timeout=30)
+        for client in self.clients:
+            client.close()
         self.errors = out[1]
         return self.process.returncode
 
@@ -270,7 +275,11 @@ def test_shutdown_ends_streams(artifact):
     running = Server(artifact, "--model-name", "tiny")
     stream = running.client().completions.create(model="tiny", prompt="The", max_tokens=200, stream=True, temperature=1)
     next(iter(stream))
-    assert running.stop() == 0 and "Traceback" not in running.errors, running.errors
+    try:
+        code = running.stop()
+    finally:
+        stream.close()
+    assert code == 0 and "Traceback" not in running.errors, running.errors
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_gather_reads_rows_of_every_format(data, format, n, k):
     if f.bits == 32:
         packed, rows = kernels.pack(format, w), w
     else:
-        q, scale, zero = kernels.quantize(w, f.bits, f.group, f.symmetric)
+        q, scale, zero = kernels.quantize(w, f.bits, f.group, f.symmetric, table=f.table)
         packed, rows = kernels.pack(format, q, scale, zero), kernels.dequantize(q, scale, zero, f.group)
     for kernel in [x.name for x in kernels.list() if x.op == "gather" and x.available]:
         got = kernels.gather(format, packed, n, k, indices, kernel=kernel)

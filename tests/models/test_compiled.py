@@ -138,7 +138,7 @@ def onnxruntime_of(path: Path) -> onnxruntime.InferenceSession:
 @pytest.mark.parametrize("name", CASES)
 def test_fp32_agrees_with_onnxruntime(name, tmp_path):
     path = source(name)
-    edgec.build(path, weights="fp32", out=tmp_path / "model.edgec")
+    edgec.build(path, weights="fp32", kv_cache="exposed", out=tmp_path / "model.edgec")
     session = edgec.load(tmp_path / "model.edgec", threads=2)
     peer = onnxruntime_of(path)
     names = [o.name for o in peer.get_outputs()]
@@ -157,7 +157,7 @@ def test_fp32_agrees_with_onnxruntime(name, tmp_path):
 def test_int4_builds_runs_and_stays_close(name, tmp_path):
     """int4 loses accuracy, and random input shows it at its worst: only a broken model falls below these bounds."""
     path = source(name)
-    report = edgec.build(path, weights="int4", out=tmp_path / "model.edgec")
+    report = edgec.build(path, weights="int4", kv_cache="exposed", out=tmp_path / "model.edgec")
     assert report.artifact_bytes < path.stat().st_size * 1.3 + 2_000_000
     session = edgec.load(tmp_path / "model.edgec", threads=2)
     peer = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

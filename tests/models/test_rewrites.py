@@ -14,8 +14,8 @@ from edgec.rewrites import PHASES, run
 
 WANTED = {
     "minilm": {"attention": 6, "layer_norm": 13, "linear": 36, "softmax": 0, "erf": 0, "transpose": 0, "matmul": 0},
-    "smollm2": {"attention": 30, "rms_norm": 61, "linear": 211, "softmax": 0, "sigmoid": 0, "matmul": 0},
-    "smollm2-torchscript": {"attention": 30, "rms_norm": 61, "linear": 211, "softmax": 0, "sigmoid": 0, "matmul": 0},
+    "smollm2": {"attention": 30, "rms_norm": 61, "linear": 181, "softmax": 0, "sigmoid": 0, "matmul": 0},
+    "smollm2-torchscript": {"attention": 30, "rms_norm": 61, "linear": 181, "softmax": 0, "sigmoid": 0, "matmul": 0},
     "ppocr-rec": {"attention": 2, "layer_norm": 5, "linear": 9, "conv": 38, "matmul": 0, "sqrt": 0, "sigmoid": 0},
     "ppocr-cls": {"conv": 53, "linear": 1, "add": 0},
     "magika": {"layer_norm": 1, "softmax": 1, "linear": 1, "gather": 1, "tanh": 0, "exp": 0},

@@ -94,15 +94,16 @@ class Data:
             yield begin, self.rows(begin, min(n, begin + step))
 
     def pieces(self) -> Iterator[np.ndarray]:
-        """The bytes of a plain or packed constant, in order: C-contiguous arrays."""
+        """The bytes of a plain or packed constant, in order: uint8, since bfloat16 has no buffer of its own."""
         if self._pieces:
             yield from self._pieces()
         elif self._part and self.type.shape:
             for _, parts in self.blocks():
-                yield np.ascontiguousarray(parts["value"])
+                yield np.ascontiguousarray(parts["value"]).reshape(-1).view(np.uint8)
         else:
             parts = self.parts()
-            yield np.ascontiguousarray(parts["bytes"] if "bytes" in parts else parts["value"])
+            value = np.ascontiguousarray(parts["bytes"] if "bytes" in parts else parts["value"])
+            yield value.reshape(-1).view(np.uint8)
 
     def __eq__(self, other):
         return isinstance(other, Data) and self.key == other.key

@@ -185,6 +185,12 @@ def python(
     """Runs the arm64 Python with edgec, numpy, pytest and Hypothesis."""
     path = os.pathsep.join([str(package), str(home() / "wheels"), str(home() / "root/usr/lib/python3/dist-packages")])
     # CI: Hypothesis tries the same examples each time
-    variables = {"PATH": os.environ.get("PATH", ""), "HOME": str(BUILD), "PYTHONPATH": path, "CI": "true", **environment}
+    variables = {
+        "PATH": os.environ.get("PATH", ""),
+        "HOME": str(BUILD),
+        "PYTHONPATH": path,
+        "CI": "true",
+        **environment,
+    }
     command = [*emulator(streaming_bits), str(home() / "root/usr/bin/python3.11"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=package, env=variables)

@@ -49,6 +49,9 @@ class Options:
             raise EdgecError("EC1001", f"{self.weights!r} is none of {', '.join(WEIGHTS)}", "--weights")
         if self.activations not in ("int8", "fp32"):
             raise EdgecError("EC1001", f"{self.activations!r} is neither int8 nor fp32", "--activations")
+        if self.activations == "fp32" and self.weights != "fp32":
+            reason = f"no kernel multiplies {self.weights} weights by fp32 activations"
+            raise EdgecError("EC1001", reason, "--activations", "Use --weights fp32, or leave it out")
         if self.group not in (32, 64, 128):
             raise EdgecError("EC1001", f"{self.group} is none of 32, 64, 128", "--group")
         if self.kv_cache not in KV_CACHES:

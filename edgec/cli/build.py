@@ -65,7 +65,7 @@ def build(
     group
         Weights that share a scale.
     activations
-        int8 quantizes activations of quantized products at run time.
+        int8 quantizes activations of quantized products at run time; fp32 goes with --weights fp32 only.
     kv_cache
         A language model's keys and values: kept by the session in fp32 or int8, or exposed as inputs and outputs.
     max_context

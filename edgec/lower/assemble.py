@@ -64,11 +64,6 @@ def base_of(node: Node) -> Node:
     return node
 
 
-def _bytes(data: Data) -> np.ndarray:
-    parts = data.parts()
-    return np.ascontiguousarray(parts["bytes"] if "bytes" in parts else parts["value"]).reshape(-1).view(np.uint8)
-
-
 @dataclass
 class States:
     """What the session keeps: the inputs, and the nodes that append to them, in the graph's order of states."""

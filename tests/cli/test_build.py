@@ -115,6 +115,8 @@ def test_const_takes_an_input_away(edgec, tmp_path):
         (("M", "--target", "x86-64-v9"), 2, "EC1402", "x86-64-v"),
         (("M", "--weights", "int3"), 2, "EC1001", "int3"),
         (("M", "--group", "7"), 2, "EC1001", "7"),
+        (("M", "--activations", "fp32"), 2, "EC1001", "no kernel"),
+        (("M", "--activations", "fp32", "--weights", "int8"), 2, "EC1001", "int8"),
         (("M", "--group", "0"), 2, "EC1001", "0"),
         (("M", "--dim", "bach=1"), 2, "EC1001", "batch"),
         (("M", "--dim", "batch"), 2, "EC1001", "NAME=VALUE"),

@@ -17,6 +17,7 @@ CODES: dict[str, str] = {
     "EC1203": "a shape does not fit",
     "EC1301": "a rewrite cannot be applied",
     "EC1302": "calibration data does not fit the model",
+    "EC1303": "the model cannot be trained",
     "EC1401": "an op cannot be lowered for this target",
     "EC1402": "the target is unknown or malformed",
     "EC1403": "compiling or linking the code failed",

@@ -18,7 +18,7 @@ ONLY = {
     "onnx": ("edgec.frontend", "edgec.onnx_backend"),
     "onnx_ir": ("edgec.frontend",),
     "tvm": ("edgec.lower",),
-    "torch": ("edgec.calibrate",),
+    "torch": ("edgec.distill",),
     "onnxruntime": ("edgec.cli", "edgec.testing"),
     "hypothesis": ("edgec.testing",),
     "rich": ("edgec.cli",),

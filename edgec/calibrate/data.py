@@ -1,0 +1,421 @@
+"""Calibration data: text, conversations or arrays in a file, as inputs of a graph.
+
+    load(path, graph, files, length=256, limit=64, seed=0) -> Calibration
+
+| file | holds |
+|---|---|
+| .txt | a text a line; where empty lines separate paragraphs, a text a paragraph |
+| .jsonl | an object a line: {"text": ...}, {"messages": [...]}, or an input's name: its array as lists, without a batch axis |
+| .npz | an array for each input, samples along its first axis |
+| a folder | the same as NAME.npy files |
+
+Text is tokenized by the model's own tokenizer. For a causal language model the texts are joined and cut into windows of
+`length` tokens; for another model each text is a row, cut at `length`, padded and masked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgec.errors import EdgecError
+from edgec.ir.dims import evaluate, symbol_name, symbols_of
+from edgec.ir.node import Graph, Node
+from edgec.ir.types import INTS, numpy_dtype
+
+ROWS = 8  # rows of a batch of texts or samples, where the model leaves the batch open
+STEP = 32  # lengths of rows are multiples of it: each shape is compiled once
+LEAST_TOKENS = 256  # of text, all in all: with fewer, statistics say little
+LARGEST = 1 << 30  # bytes of a file of text
+KINDS = ".txt, .jsonl, .npz, or a folder of .npy files"
+Feeds = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """feeds: complete inputs of the graph (empty caches too), one dict a run. Their shapes are few: windows have one, rows of
+    text a length that is a multiple of 32.
+
+    valid: for each run which [batch, tokens] are text and no padding (bool), or None where all are or where it is not text.
+    samples: windows, texts or array samples in all. key: hash of all of it; equal keys, equal data.
+    """
+
+    feeds: list[Feeds]
+    valid: list[np.ndarray | None]
+    samples: int
+    key: str
+
+
+def load(
+    path: str | os.PathLike[str],
+    graph: Graph,
+    files: Mapping[str, bytes] | None = None,
+    *,
+    length: int | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Calibration:
+    """Reads and checks everything before it returns.
+
+    files: the model's text files by name (`frontend.folder.text_files`); "tokenizer.json" is needed for text. length: tokens
+    of a window (default 256) or of the longest row (default 128). limit: windows (default 64) or samples (default 256) to
+    take; which ones, and their order, comes from the seed. Raises EdgecError EC1302 for data that does not fit the graph
+    (names, shapes, dtypes, too little of it, values that are not finite), EC1003 for a file that cannot be read, EC1701 or
+    EC1702 where text cannot be tokenized or a conversation not be rendered, EC1001 for an argument.
+    """
+    for name, value in (("length", length), ("limit", limit)):
+        if value is not None and value < 1:
+            raise EdgecError("EC1001", f"{value} is not a positive number", name)
+    path, rng = Path(path), np.random.default_rng(seed)
+    if path.is_dir() or path.suffix == ".npz":
+        return _from_arrays(_read_folder(path) if path.is_dir() else _read_npz(path), graph, limit, rng, str(path))
+    if path.suffix not in (".txt", ".jsonl"):
+        raise EdgecError("EC1302", f"{path.suffix or 'a file without a suffix'} is none of {KINDS}", str(path))
+    content = _read_text(path)
+    if path.suffix == ".txt":
+        return _from_texts(paragraphs(content), graph, files or {}, length, limit, rng, str(path))
+    records = list(_records(content, str(path)))
+    if not records:
+        raise _unfit("it is empty", str(path), "Give it more texts")
+    if all("text" in r or "messages" in r for _, r in records):
+        texts = list(_conversations(records, files or {}, str(path)))
+        return _from_texts(texts, graph, files or {}, length, limit, rng, str(path))
+    return _from_arrays(_columns(records, graph, str(path)), graph, limit, rng, str(path))
+
+
+def paragraphs(content: str) -> list[str]:
+    """The texts of a .txt file."""
+    lines = [line.strip() for line in content.splitlines()]
+    if "" not in lines[:-1]:
+        return [line for line in lines if line]
+    found: list[list[str]] = [[]]
+    for line in lines:
+        found[-1].append(line) if line else found.append([])
+    return [" ".join(lines) for lines in found if lines]
+
+
+# --- reading -----------------------------------------------------------------------------------------------------------
+
+
+def _unfit(reason: str, where: str, hint: str | None = None) -> EdgecError:
+    return EdgecError("EC1302", reason, where, hint)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        if path.stat().st_size > LARGEST:
+            raise _unfit(
+                f"it has {path.stat().st_size} bytes, {LARGEST} are allowed", str(path), "A part of it will do"
+            )
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _unfit(f"it is no UTF-8: {error.reason} at byte {error.start}", str(path)) from None
+    except OSError as error:
+        raise EdgecError("EC1003", error.strerror or str(error), str(path), "Check the path") from None
+
+
+def _records(content: str, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of each line that is not empty."""
+    for number, line in enumerate(content.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise _unfit(f"line {number} is no JSON: {error}", where) from None
+        if not isinstance(record, dict) or not record:
+            raise _unfit(f"line {number} is no JSON object", where, 'Write {"text": ...} on each line')
+        yield number, record
+
+
+def _conversations(records: Iterable[tuple[int, dict]], files: Mapping[str, bytes], where: str) -> Iterator[str]:
+    template = None
+    for number, record in records:
+        if "text" in record:
+            if not isinstance(record["text"], str):
+                raise _unfit(f"line {number}: text is no string", where)
+            yield record["text"]
+            continue
+        from edgec.runtime.generate import template as t
+
+        messages = t.check_messages(record["messages"])
+        if template is None:
+            configs = [json.loads(files.get(n, b"{}")) for n in ("tokenizer_config.json", "special_tokens_map.json")]
+            source = t.find_template(files, configs[0])
+            if source is None:
+                raise EdgecError("EC1702", "the model has no chat template", where, 'Use {"text": ...} instead')
+            template = t.ChatTemplate(source, t.special_tokens(*configs))
+        yield template.render(messages, add_generation_prompt=False)
+
+
+def _columns(records: list[tuple[int, dict]], graph: Graph, where: str) -> Feeds:
+    """An array for each name, its first axis the lines."""
+    types = {n["name"]: n.dtype for n in graph.inputs}
+    names = set(records[0][1])
+    columns: dict[str, list] = {name: [] for name in records[0][1]}
+    for number, record in records:
+        if set(record) != names:
+            raise _unfit(f"line {number} has {_names(record)}, the first one {_names(names)}", where)
+        for name, value in record.items():
+            try:
+                array = np.asarray(value)
+            except ValueError:
+                raise _unfit(f"line {number}: {name!r} is no array: its rows differ in length", where) from None
+            if array.dtype.kind not in "biuf":
+                raise _unfit(f"line {number}: {name!r} holds something else than numbers", where)
+            if columns[name] and array.shape != columns[name][0].shape:
+                expected = list(columns[name][0].shape)
+                raise _unfit(f"line {number}: {name!r} is {list(array.shape)}, the first one {expected}", where)
+            columns[name].append(array)
+    arrays = {name: np.stack(rows) for name, rows in columns.items()}
+    for name, array in arrays.items():  # JSON has no types of its own
+        want = np.dtype(numpy_dtype(types[name])) if name in types else array.dtype
+        if array.dtype.kind in "iu" or want.kind not in "biu":
+            arrays[name] = array.astype(want)
+    return arrays
+
+
+def _read_npz(path: Path) -> Feeds:
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            if isinstance(found, np.ndarray):
+                raise ValueError("it is a single array")
+            return {name: found[name] for name in found.files}
+    except OSError as error:
+        raise EdgecError("EC1003", error.strerror or str(error), str(path), "Check the path") from None
+    except Exception as error:  # zipfile, zlib and numpy have exceptions of their own
+        raise EdgecError("EC1003", f"it is no .npz file of plain arrays: {error}", str(path)) from None
+
+
+def _read_folder(path: Path) -> Feeds:
+    found = {}
+    for file in sorted(path.glob("*.npy")):
+        try:
+            found[file.stem] = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise EdgecError("EC1003", f"it is no .npy file of a plain array: {error}", str(file)) from None
+    if not found:
+        raise _unfit("the folder has no .npy files", str(path), "Name them after the model's inputs")
+    return found
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "nothing"
+
+
+# --- arrays --------------------------------------------------------------------------------------------------------
+
+
+def caches(graph: Graph) -> dict[str, Node]:
+    """The inputs that are caches of past tokens, which start empty."""
+    from edgec.rewrites import decoder
+
+    found = decoder.roles(graph)
+    past = {p for p, _ in graph.states} | set(() if isinstance(found, str) else found.past)
+    return {n["name"]: n for n in graph.inputs if n["name"] in past}
+
+
+def empty_caches(graph: Graph, feeds: Feeds) -> Feeds:
+    """The caches without a token, of the batch that the feeds have."""
+    env: dict[str, int] = {}
+    for node in graph.inputs:
+        if node["name"] in feeds:
+            for want, got in zip(node.shape, np.shape(feeds[node["name"]])):
+                if (name := symbol_name(want)) is not None:
+                    env.setdefault(name, got)
+    made = {}
+    for name, node in caches(graph).items():
+        unknown = dict.fromkeys(set().union(*map(symbols_of, node.shape)) - env.keys(), 0)
+        made[name] = np.zeros([evaluate(d, env | unknown) for d in node.shape], numpy_dtype(node.dtype))
+    return made
+
+
+def _from_arrays(arrays: Feeds, graph: Graph, limit: int | None, rng: np.random.Generator, where: str) -> Calibration:
+    past = caches(graph)
+    wanted = {n["name"]: n for n in graph.inputs if n["name"] not in past or n["name"] in arrays}
+    if unknown := arrays.keys() - wanted.keys():
+        raise _unfit(f"the model has no input {_names(unknown)}", where, f"It has {_names(wanted)}")
+    if missing := wanted.keys() - arrays.keys():
+        raise _unfit(f"nothing is given for {_names(missing)}", where, f"It has {_names(arrays)}")
+    counts = {name: a.shape[0] if a.ndim else 0 for name, a in arrays.items()}
+    count = min(counts.values(), default=0)
+    if count == 0 or len(set(counts.values())) > 1:
+        listed = ", ".join(f"{n} {c}" for n, c in sorted(counts.items()))
+        raise _unfit(f"the inputs have different numbers of samples, or none: {listed}", where)
+    batched = all(n.rank == arrays[name].ndim for name, n in wanted.items())
+    batches = {n.shape[0] for n in wanted.values() if n.rank} if batched else {None}
+    for name, node in wanted.items():
+        _check_array(name, node, arrays[name], batched, where)
+    rows, whole = ROWS if batched else 1, 1  # without a batch axis a sample is a whole input
+    if fixed := {d for d in batches if isinstance(d, int)}:
+        rows = whole = max(fixed)
+        if len(fixed) > 1 or count < rows:
+            raise _unfit(f"the model takes {rows} samples at once, {count} are given", where)
+    take = min(count, max(whole, limit or 256))
+    chosen = rng.permutation(count)[: take - take % whole]
+    feeds: list[Feeds] = []
+    for at in range(0, len(chosen), rows):
+        index = np.sort(chosen[at : at + rows])
+        feed = {n: np.ascontiguousarray(a[index] if batched else a[index[0]]) for n, a in arrays.items()}
+        for name, value in feed.items():
+            if value.dtype.kind == "f" and not np.isfinite(value).all():
+                raise _unfit(f"input {name!r} holds numbers that are not finite, in samples {index.tolist()}", where)
+        feeds.append(feed | {k: v for k, v in empty_caches(graph, feed).items() if k not in feed})
+    return Calibration(feeds, [None] * len(feeds), len(chosen), _key(feeds))
+
+
+def _check_array(name: str, node: Node, array: np.ndarray, batched: bool, where: str) -> None:
+    shape = array.shape if batched else array.shape[1:]
+    fixed = [d if isinstance(d, int) else None for d in node.shape]
+    same = len(shape) == len(fixed) and all(
+        want is None or want == got for want, got in list(zip(fixed, shape))[1 if batched else 0 :]
+    )
+    if not same:
+        raise _unfit(f"input {name!r} is {list(shape)}, the model has {node.type}", where,
+                     "The first axis counts the samples")  # fmt: skip
+    if array.dtype != numpy_dtype(node.dtype):
+        raise _unfit(f"input {name!r} is {array.dtype}, the model has {node.dtype}", where)
+
+
+# --- text ----------------------------------------------------------------------------------------------------------
+
+
+def _from_texts(
+    texts: Sequence[str],
+    graph: Graph,
+    files: Mapping[str, bytes],
+    length: int | None,
+    limit: int | None,
+    rng: np.random.Generator,
+    where: str,
+) -> Calibration:
+    from edgec.rewrites import decoder
+    from edgec.runtime.generate.text import Tokenizer
+
+    if "tokenizer.json" not in files:
+        raise EdgecError("EC1701", "the model has no tokenizer.json for the text", where,
+                         "Put it beside the model, pass --tokenizer FOLDER, or give arrays (.npz)")  # fmt: skip
+    causal = decoder.roles(graph)
+    names = _text_inputs(graph) if isinstance(causal, str) else None
+    if isinstance(causal, str) and names is None:
+        reason = "the model has inputs that are not text: " + _names(n["name"] for n in graph.inputs)
+        raise _unfit(reason, where, "Give arrays (.npz)")
+    tokenizer = Tokenizer(files["tokenizer.json"])
+    texts = [texts[i] for i in rng.permutation(len(texts))]
+    if not isinstance(causal, str):
+        return _windows(texts, graph, causal, tokenizer, length or 256, limit or 64, where)
+    assert names is not None
+    return _padded(texts, graph, names, tokenizer, length or 128, limit or 256, where)
+
+
+def _text_inputs(graph: Graph) -> tuple[str, str | None, str | None] | None:
+    """Names of (ids, mask, token types) of an encoder of text; None if it has other inputs or none that are ids."""
+    ids = mask = types = None
+    for node in graph.inputs:
+        name = node["name"].lower()
+        if node.rank != 2 or node.dtype not in INTS:
+            return None
+        if "mask" in name:
+            mask = node["name"]
+        elif "type" in name or "segment" in name:
+            types = node["name"]
+        elif ids is None:
+            ids = node["name"]
+        else:
+            return None
+    return None if ids is None else (ids, mask, types)
+
+
+def _ports(graph: Graph) -> dict[str, Node]:
+    return {n["name"]: n for n in graph.inputs}
+
+
+def _windows(texts, graph: Graph, roles, tokenizer, length: int, limit: int, where: str) -> Calibration:
+    ports, ids = _ports(graph), []
+    wanted = ports[roles.ids].shape
+    rows = wanted[0] if isinstance(wanted[0], int) else 1
+    length = wanted[1] if isinstance(wanted[1], int) else _bounded(graph, wanted[1], length)
+    for text in texts:
+        ids += tokenizer.encode(text)
+        if len(ids) >= limit * length * rows:
+            break
+    _check_ids(ids, roles.vocab, where)
+    count = min(limit, len(ids) // (length * rows))
+    if count == 0 or len(ids) < min(LEAST_TOKENS, limit * length * rows):
+        raise _unfit(f"{len(ids)} tokens are too few for a window of {length * rows}", where, "Give more text")
+    feeds: list[Feeds] = []
+    for at in range(count):
+        window = np.array(ids[at * rows * length : (at + 1) * rows * length], np.int64).reshape(rows, length)
+        feed = {roles.ids: window}
+        if roles.mask is not None:
+            feed[roles.mask] = np.ones((rows, length), np.int64)
+        if roles.positions is not None:
+            feed[roles.positions] = np.broadcast_to(np.arange(length), (rows, length))
+        feed = {n: np.ascontiguousarray(a, numpy_dtype(ports[n].dtype)) for n, a in feed.items()}
+        feeds.append(feed | empty_caches(graph, feed))
+    return Calibration(feeds, [None] * count, count, _key(feeds))
+
+
+def _bounded(graph: Graph, dim, length: int) -> int:
+    """The length within the bounds of the symbol."""
+    low, high = graph.symbols.get(symbol_name(dim) or "", (0, None))
+    return max(low, length if high is None else min(length, high))
+
+
+def _padded(texts, graph: Graph, names, tokenizer, length: int, limit: int, where: str) -> Calibration:
+    ports, (ids, mask, types) = _ports(graph), names
+    rows, steps = ports[ids].shape
+    vocab = vocabulary(graph, ports[ids])
+    encoded = [e for e in (tokenizer.encode(t) for t in texts[:limit]) if e]
+    _check_ids([i for e in encoded for i in e], vocab, where)
+    rows = rows if isinstance(rows, int) else min(ROWS, len(encoded) or 1)
+    fixed = isinstance(steps, int)
+    length = steps if fixed else _bounded(graph, steps, min(length, max(map(len, encoded), default=1)))
+    encoded = sorted((e if len(e) <= length else [*e[: length - 1], e[-1]] for e in encoded), key=len)
+    encoded = encoded[len(encoded) % rows :]
+    if not encoded or sum(map(len, encoded)) < min(LEAST_TOKENS, limit):
+        raise _unfit(f"{sum(map(len, encoded))} tokens in {len(encoded)} texts are too few", where, "Give more text")
+    if mask is None and not fixed:  # nothing would hide the padding: texts of one length instead
+        length = len(encoded[len(encoded) // 2])
+        encoded = [[*e[: length - 1], e[-1]] for e in encoded if len(e) >= length]
+        encoded = encoded[len(encoded) % rows :]
+    feeds: list[Feeds] = []
+    valid: list[np.ndarray | None] = []
+    for at in range(0, len(encoded), rows):
+        batch = encoded[at : at + rows]
+        here = length if fixed or mask is None else min(length, -(-len(batch[-1]) // STEP) * STEP)
+        real = np.arange(here)[None] < np.array([len(e) for e in batch])[:, None]
+        feed = {ids: np.array([e + [0] * (here - len(e)) for e in batch])}
+        feed |= {} if mask is None else {mask: real}
+        feed |= {} if types is None else {types: np.zeros_like(real)}
+        feeds.append({n: np.ascontiguousarray(a, numpy_dtype(ports[n].dtype)) for n, a in feed.items()})
+        valid.append(None if real.all() else real)
+    return Calibration(feeds, valid, len(encoded), _key(feeds))
+
+
+def vocabulary(graph: Graph, ids: Node) -> int:
+    """Rows of the smallest table that the input chooses from (0: none)."""
+    sizes = [n.inputs[0].shape[0] for n in graph.nodes() if n.op == "gather" and n["axis"] == 0 and n.inputs[1] is ids]
+    return min((s for s in sizes if isinstance(s, int)), default=0)
+
+
+def _check_ids(ids: Sequence[int], vocab: int, where: str) -> None:
+    if ids and vocab and max(ids) >= vocab:
+        raise EdgecError("EC1701", f"its token {max(ids)} is beyond the model's {vocab}", where,
+                         "Pass the model's own tokenizer with --tokenizer")  # fmt: skip
+
+
+def _key(feeds: Iterable[Feeds]) -> str:
+    digest = hashlib.sha256()
+    for feed in feeds:
+        for name, array in sorted(feed.items()):
+            digest.update(f"{name} {array.dtype} {array.shape};".encode())
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from edgec.ir.data import Data, Part, full_box
 from edgec.ir.ops import OPS
-from edgec.ir.types import TensorType
+from edgec.ir.types import TensorType, numpy_dtype
 
 Get = Callable[[Part], np.ndarray]
 COMPUTED = ("unary", "binary", "elementwise")
@@ -98,3 +99,22 @@ def _rows(x: Data, indices: np.ndarray, box: Part) -> np.ndarray:
     if high - low > 4 * len(wanted):  # scattered: row by row
         return np.concatenate([x.part((slice(i, i + 1), *box[1:])) for i in map(int, wanted)])
     return x.part((slice(low, high), *box[1:]))[wanted - low]
+
+
+def taken(data: Data, picks: Sequence[np.ndarray | None]) -> Data:
+    """A handle of some positions along each axis of a plain constant (None: all), read only when asked for."""
+    shape = tuple(d if p is None else len(p) for d, p in zip(data.shape, picks))
+
+    def part(box: Part) -> np.ndarray:
+        wanted = [None if p is None else p[s] for s, p in zip(box, picks)]
+        if any(w is not None and not len(w) for w in wanted) or any(s.stop <= s.start for s in box):
+            return np.zeros([max(0, s.stop - s.start) for s in box], numpy_dtype(data.type.dtype))
+        lows = [s.start if w is None else int(w.min()) for s, w in zip(box, wanted)]
+        highs = [s.stop if w is None else int(w.max()) + 1 for s, w in zip(box, wanted)]
+        found = data.part(tuple(map(slice, lows, highs)))
+        for axis, (w, low) in enumerate(zip(wanted, lows)):
+            found = found if w is None else np.take(found, w - low, axis)
+        return found
+
+    key = ("taken", data.key, *(p if p is None else p.astype(np.int64).tobytes() for p in picks))
+    return Data(replace(data.type, shape=shape), key, lambda: {"value": part(full_box(shape))}, part)

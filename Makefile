@@ -57,6 +57,7 @@ test-asan: env
 bench: dev models bench-kernels
 	PYTHONPATH=. $(PYTHON) bench/models.py
 	PYTHONPATH=. $(PYTHON) bench/accuracy.py
+	PYTHONPATH=. $(PYTHON) bench/estimates.py
 
 # The Arm kernels under emulation: correctness, and a limit on executed instructions (downloads 250 MB the first time)
 test-arm: env

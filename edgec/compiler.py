@@ -17,7 +17,7 @@ import numpy as np
 
 from edgec.cache import Store
 from edgec.errors import EdgecError
-from edgec.ir.dims import evaluate, format_dim, substitute
+from edgec.ir.dims import evaluate, format_dim, substitute, symbol_name
 from edgec.ir.node import Graph, Node
 from edgec.ir.text import print_graph
 from edgec.ir.types import FLOATS
@@ -26,6 +26,7 @@ from edgec.testing.inputs import input_ranges
 
 PHASES = ("import", "rewrite", "quantize", "lower", "write")
 WEIGHTS = ("int4", "int8", "fp32")
+PROMPT = 128  # tokens before the one that is estimated, and of the prompt that is
 KV_CACHES = ("fp32", "int8", "exposed")
 Progress = Callable[..., None]  # (phase, seconds since the build began, share of the phase done or None)
 
@@ -77,6 +78,9 @@ class BuildReport:
     arena_bytes and values_bytes: peak of the arena, and the sum of all values, at `sample`.
     notes: what a user should know of a language model: its cache, and why it is none that the session keeps.
     cached_bytes: of the encoded weights, those that an earlier build had made. peak_rss_bytes: of this process so far.
+    estimates: latency and energy on the target, as edgec.estimate.Estimate.to_dict says: of a run at `sample`; of a
+    language model, of one token behind 128 and of a prompt of 128. Empty where the target lacks figures. work: what
+    they are made of, (case, dims, tokens, rows of edgec.estimate.packed).
     """
 
     path: str | None = None
@@ -95,6 +99,8 @@ class BuildReport:
     peak_rss_bytes: int = 0
     phases: dict[str, float] = field(default_factory=dict)
     options: dict = field(default_factory=dict)
+    estimates: list[dict] = field(default_factory=list)
+    work: list[dict] = field(default_factory=list)
     stopped_after: str | None = None
 
     def to_dict(self) -> dict:
@@ -254,6 +260,21 @@ class Build:
         r.tuned_share = tuned / r.macs if r.macs else 1.0
         stored = sum(blob.nbytes for blob in self.lowered.blobs)
         r.weight_bits = 8 * stored / self.parameters if self.parameters else 0.0
+        self._estimate()
+
+    def _estimate(self) -> None:
+        from edgec import rates
+        from edgec.estimate import estimate, packed
+        from edgec.lower import cost
+
+        assert self.graph is not None
+        costs = list(cost.steps(self.lowered.assembled, self.lowered.graph))
+        found = rates.of(self.target)
+        for case, dims, tokens in estimate_cases(self.graph, self.lm, self.report.sample):
+            work = [c.at(dims) for c in costs]
+            self.report.work.append({"case": case, "dims": dims, "tokens": tokens, "steps": packed(work)})
+            if found is not None:
+                self.report.estimates.append(estimate(work, found, case, dims, tokens).to_dict())
 
     def write(self, out: str | os.PathLike) -> BuildReport:
         import edgec
@@ -284,6 +305,7 @@ class Build:
                 "weight_bits": r.weight_bits,
                 "macs": r.macs,
                 "sample": r.sample,
+                "work": r.work,
             },
         }
         pieces = self._pieces(ALIGN)
@@ -367,6 +389,28 @@ def sample_dims(graph: Graph, size: int = 64) -> dict[str, int]:
         value = 1 if leading else size
         sample[name] = max(low, value if high is None else min(value, high))
     return sample
+
+
+def estimate_cases(
+    graph: Graph, lm: Mapping[str, Any] | None, sample: Mapping[str, int]
+) -> list[tuple[str, dict[str, int], int]]:
+    """(case, sizes of the symbols, tokens) to estimate: a run at `sample`, or a language model's decode and prefill."""
+    if lm is None:
+        return [("run", dict(sample), 1)]
+    inputs = {n["name"]: n for n in graph.inputs}
+    cases = []
+    for case, past, new in (("decode", PROMPT, 1), ("prefill", 0, PROMPT)):
+        dims = dict(sample) | dict.fromkeys(graph.parameters, 1)
+        wanted = {lm["ids"]: (1, new), lm.get("mask"): (1, past + new), lm.get("positions"): (1, new)}
+        for name, sizes in wanted.items():
+            for dim, size in zip(inputs[name].shape if name in inputs else (), sizes):
+                dims |= {s: size for s in (symbol_name(dim),) if s is not None}
+        for name, present in graph.states:
+            axis = dict(graph.outputs)[present]["axis"]
+            dims |= {s: past for s in (symbol_name(inputs[name].shape[axis]),) if s is not None}
+            dims |= {s: 1 for s in (symbol_name(inputs[name].shape[0]),) if s is not None}
+        cases.append((case, dims, new))
+    return cases
 
 
 def build(

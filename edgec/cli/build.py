@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -107,6 +107,7 @@ def build(
     if stop_after is not None and stop_after not in compiler.PHASES:
         raise EdgecError("EC1001", f"{stop_after!r} is none of {', '.join(compiler.PHASES)}", "--stop-after")
     with _progress(common.json) as progress:
+        _know_this_machine(target, lambda: progress("measure this machine, once", time.perf_counter() - start))
         report = compiler.build(
             model,
             target=target,
@@ -140,6 +141,17 @@ def build(
     else:
         print(f"stopped after {report.stopped_after}: nothing is written" + (f" but {dump_ir}" if dump_ir else ""))
     return 0
+
+
+def _know_this_machine(target: str, before: Callable[[], None]) -> None:
+    """Estimates for the host go by what its products reach, which is measured once and kept."""
+    from edgec import rates, targets
+
+    if target == "host":
+        found = targets.load(target)
+        if rates.measured(found.cores or 1) is None:
+            before()
+            rates.of(found, measure_now=True)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -268,6 +280,7 @@ def _show(found: dict[str, Any], out: Path) -> None:
             ("weights", f"{found['weight_bits']:.2f} bits each" if found["weight_bits"] else None),
             ("tuned", f"{found['tuned_share']:.1%} of {found['macs'] / 1e6:.1f} M multiply-accumulates"),
             ("memory", memory),
+            *(("estimated", e["text"]) for e in found["estimates"]),
             ("error", _error_text(found["check"])),
             ("cache", f"{bytes_text(cached)} of encoded weights from an earlier build" if cached else None),
             ("time", f"{found['seconds']:.1f} s, {bytes_text(found['peak_rss_bytes'])} of memory at most"),

@@ -19,13 +19,25 @@ PACKAGES = (
 )
 
 
-def doctor(*, common: Common = COMMON) -> int:
-    """Report Python, CPU, threads and packages; exit status 1 if artifacts cannot be run or built here."""
+def doctor(*, measure: bool = False, common: Common = COMMON) -> int:
+    """Report Python, CPU, threads and packages; exit status 1 if artifacts cannot be run or built here.
+
+    Parameters
+    ----------
+    measure
+        Measure anew what this machine's estimates go by, which takes a second or two; do it while nothing else runs.
+    """
+    if measure:
+        from edgec import rates, targets
+
+        rates.forget()
+        rates.of(targets.load("host"), measure_now=True)
     packages = [_package(*p) for p in PACKAGES]
     cpu = _cpu()
     problems = _problems(packages, cpu)
     if common.json:
-        print_json({"python": platform.python_version(), **cpu, "packages": packages, "problems": problems})
+        found = {"python": platform.python_version(), **cpu, "packages": packages, "problems": problems}
+        print_json(found | {"rates": _rates()})
         return int(bool(problems))
     import edgec
 
@@ -38,6 +50,7 @@ def doctor(*, common: Common = COMMON) -> int:
             ("target", cpu["target"]),
             ("threads", f"{cpu['threads']}: {cpu['threads_reason']}"),
             ("emulation", _emulation()),
+            ("estimates", _estimates()),
         )
     )
     table(
@@ -83,6 +96,30 @@ def _cpu() -> dict:
     except EdgecError as error:
         facts["target"] = str(error)
     return facts
+
+
+def _rates() -> dict | None:
+    """What estimates for this machine go by; None where the machine is none that there is a target for."""
+    from dataclasses import asdict
+
+    from edgec.errors import EdgecError
+
+    try:
+        from edgec import rates, targets
+
+        found = rates.of(targets.load("host"))
+    except (EdgecError, ImportError):
+        return None
+    return found and asdict(found)
+
+
+def _estimates() -> str | None:
+    found = _rates()
+    if found is None:
+        return None
+    how = "" if found["source"].startswith("measured") else " (not measured yet: --measure)"
+    gmacs = ", ".join(f"{unit} {rate:.3g}" for unit, rate in found["gmacs"].items())
+    return f"{gmacs} GMAC/s a core, weights from memory at {found['stream'][-1][1]:.3g} GB/s{how}"
 
 
 def _emulation() -> str:

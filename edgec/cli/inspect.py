@@ -40,9 +40,11 @@ def inspect(model: Path, /, *, common: Common = COMMON) -> int:
 
 def _artifact(path: Path) -> dict[str, Any]:
     from edgec.artifact.reader import ArtifactFile
+    from edgec.cli import estimates
 
     file = ArtifactFile(path, check_target=False)
     found = {"kind": "artifact", "path": str(path), "bytes": file.size, **file.manifest}
+    found["estimates"] = [e.to_dict() for e in estimates.of_manifest(file.manifest)]
     try:
         import edgec
 
@@ -121,6 +123,7 @@ def _show(found: dict[str, Any]) -> None:
             ("dims", ", ".join(f"{k} {_bounds(v)}" for k, v in (found.get("symbols") or {}).items()) or None),
             ("memory", memory and "{} peak, {} without reuse".format(*map(bytes_text, memory))),
             ("tuned", f"{report['tuned_share']:.1%} of {report['macs']} MACs" if "tuned_share" in report else None),
+            *(("estimated", e["text"]) for e in found.get("estimates", ())),
             ("note", found.get("note")),
         )
     )
@@ -150,6 +153,10 @@ def _show(found: dict[str, Any]) -> None:
         table(("weight", "shape", "bits>", "group>", "bytes>"), rows)
     if found.get("steps"):
         table(("step", "kind", "kernel"), [(origin_text(s["origin"]), s["kind"], s["kernel"]) for s in found["steps"]])
+    if found.get("estimates"):
+        from edgec.cli import estimates
+
+        estimates.show(found["estimates"])
     if found.get("members"):
         table(("member", "bytes>", "sha256"), [(n, m["size"], m["sha256"]) for n, m in found["members"].items()])
 

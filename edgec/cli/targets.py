@@ -41,11 +41,17 @@ def targets(name: str | None = None, /, *, common: Common = COMMON) -> int:
     from edgec import targets as known
 
     if name is not None:
-        target = asdict(known.load(name))
+        from edgec import rates
+
+        loaded = known.load(name)
+        target, estimates = asdict(loaded), rates.of(loaded)
         if common.json:
-            print_json(target)
+            print_json(target | {"rates": estimates and asdict(estimates)})
         else:
             fields((label, text) for key, label in _LABELS.items() if (text := _text(key, target[key])))
+            if estimates is not None:
+                print(f"\nestimates go by ({estimates.source}):")
+                fields(estimates.lines())
             print(f"\nedgec build MODEL --target {name}")
         return 0
     found = [known.load(n) for n in known.names()]

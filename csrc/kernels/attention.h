@@ -2,8 +2,8 @@
 // of all query heads that share the kv head count as rows of one block, so that K and V are read once for them all.
 // Cached keys lie in panels of 16 tokens (cache.h), the form of a product's right operand: nothing is packed.
 
-constexpr int64_t kQBlock = 40 * kF32Rows, kKvBlock = 128, kSplitKeys = 64;
-constexpr int64_t kFewRows = 2 * kF32Rows;  // up to here operands are read where they lie
+constexpr int64_t kQBlock = 240, kKvBlock = 128, kSplitKeys = 64;
+static_assert(kQBlock % kF32Rows == 0);
 
 // Keys and values of one head of one row of the batch.
 struct KvHead {

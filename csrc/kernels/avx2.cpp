@@ -11,7 +11,11 @@ constexpr int kF32Rows = 6;
 //
 #include "kernels/int_avx2.h"
 //
+#include "kernels/int_streamed.h"
+//
 #include "kernels/int_unpacked_avx2.h"
+//
+#include "kernels/int_unpacked.h"
 }  // namespace avx2
 
 extern const IsaOps kOps_avx2 = avx2::kOps;

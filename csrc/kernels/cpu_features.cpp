@@ -17,8 +17,9 @@ namespace {
 constexpr struct {
   uint32_t bit;
   const char* name;
-} kNames[] = {{kAvx2, "avx2"},       {kFma, "fma"},   {kF16c, "f16c"}, {kNeon, "neon"},
-              {kDotprod, "dotprod"}, {kI8mm, "i8mm"}, {kSme2, "sme2"}};
+} kNames[] = {{kAvx2, "avx2"},         {kFma, "fma"},           {kF16c, "f16c"},         {kAvx512f, "avx512f"},
+              {kAvx512bw, "avx512bw"}, {kAvx512dq, "avx512dq"}, {kAvx512vl, "avx512vl"}, {kAvx512vnni, "avx512vnni"},
+              {kNeon, "neon"},         {kDotprod, "dotprod"},   {kI8mm, "i8mm"},         {kSme2, "sme2"}};
 
 #if defined(__aarch64__)
 // Kernels exist for streaming vectors of 128, 256 and 512 bits. The word is rdsvl x0, #1: the length in bytes.
@@ -39,7 +40,15 @@ uint32_t detect() {
   if ((xcr0 & 6) != 6) return 0;  // the OS must save the upper halves of ymm
   if (c >> 12 & 1) bits |= kFma;
   if (c >> 29 & 1) bits |= kF16c;
-  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) && (b >> 5 & 1)) bits |= kAvx2;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) b = c = 0;
+  if (b >> 5 & 1) bits |= kAvx2;
+  if ((xcr0 & 0xe6) == 0xe6) {  // and the mask registers, zmm0..15 and zmm16..31
+    if (b >> 16 & 1) bits |= kAvx512f;
+    if (b >> 30 & 1) bits |= kAvx512bw;
+    if (b >> 17 & 1) bits |= kAvx512dq;
+    if (b >> 31 & 1) bits |= kAvx512vl;
+    if (c >> 11 & 1) bits |= kAvx512vnni;
+  }
 #elif defined(__aarch64__)
   bits |= kNeon;
 #if defined(__linux__)

@@ -1,5 +1,26 @@
+constexpr int64_t kFewRows = 12;  // up to here operands are read where they lie: packing would not pay
+
 // kRows x 16 tile of an f32 product. a: element (r, k) at a[r * a_m + k * a_k]; b: 16 columns at b[k * b_k].
 // out: [kRows][out_ld]; kAdd adds to what is there.
+#if defined(__AVX512F__)
+template <int kRows, bool kAdd>
+static void f32_tile(const float* a, int64_t a_m, int64_t a_k, const float* b, int64_t b_k, int64_t depth, float* out,
+                     int64_t out_ld) {
+  __m512 acc[kRows];
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r) acc[r] = _mm512_setzero_ps();
+  for (int64_t k = 0; k < depth; ++k, b += b_k, a += a_k) {
+    const __m512 row = _mm512_loadu_ps(b);
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; ++r) acc[r] = _mm512_fmadd_ps(_mm512_set1_ps(a[r * a_m]), row, acc[r]);
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r) {
+    float* to = out + r * out_ld;
+    _mm512_storeu_ps(to, kAdd ? _mm512_add_ps(_mm512_loadu_ps(to), acc[r]) : acc[r]);
+  }
+}
+#else
 template <int kRows, bool kAdd>
 static void f32_tile(const float* a, int64_t a_m, int64_t a_k, const float* b, int64_t b_k, int64_t depth, float* out,
                      int64_t out_ld) {
@@ -22,24 +43,29 @@ static void f32_tile(const float* a, int64_t a_m, int64_t a_k, const float* b, i
     }
   }
 }
+#endif
 
 template <bool kAdd>
 static void f32_rows(int64_t rows, const float* a, int64_t a_m, int64_t a_k, const float* b, int64_t b_k, int64_t depth,
                      float* out, int64_t out_ld) {
-  static_assert(kF32Rows == 4 || kF32Rows == 6);
   switch (rows) {
-    case 1:
-      return f32_tile<1, kAdd>(a, a_m, a_k, b, b_k, depth, out, out_ld);
-    case 2:
-      return f32_tile<2, kAdd>(a, a_m, a_k, b, b_k, depth, out, out_ld);
-    case 3:
-      return f32_tile<3, kAdd>(a, a_m, a_k, b, b_k, depth, out, out_ld);
-    case 4:
-      return f32_tile<4, kAdd>(a, a_m, a_k, b, b_k, depth, out, out_ld);
-    case 5:
-      return f32_tile<kF32Rows == 6 ? 5 : 4, kAdd>(a, a_m, a_k, b, b_k, depth, out, out_ld);
-    default:
-      return f32_tile<kF32Rows, kAdd>(a, a_m, a_k, b, b_k, depth, out, out_ld);
+#define EDGEC_ROWS(n)                                                                        \
+  case n:                                                                                    \
+    if constexpr (n <= kF32Rows) f32_tile<n, kAdd>(a, a_m, a_k, b, b_k, depth, out, out_ld); \
+    break;
+    EDGEC_ROWS(1)
+    EDGEC_ROWS(2)
+    EDGEC_ROWS(3)
+    EDGEC_ROWS(4)
+    EDGEC_ROWS(5)
+    EDGEC_ROWS(6)
+    EDGEC_ROWS(7)
+    EDGEC_ROWS(8)
+    EDGEC_ROWS(9)
+    EDGEC_ROWS(10)
+    EDGEC_ROWS(11)
+    EDGEC_ROWS(12)
+#undef EDGEC_ROWS
   }
 }
 

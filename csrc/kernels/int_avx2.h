@@ -19,10 +19,7 @@
             : [b] "x"(w), [x] "x"(s));                             \
   } while (0)
 
-// Panels that a thread reads in turn, block by block: each is a stream of its own to the hardware's prefetcher, which a
-// single stream leaves half idle (and software prefetch only holds up: docs/kernels.md).
-constexpr int kStreams = 4;
-constexpr int64_t kStretch = 64;  // blocks that every row tile passes before the next ones are read
+constexpr int kStreamedRows = 6, kUnpackedRows = 6;
 
 EDGEC_INLINE __m256i broadcast4(const uint8_t* p) {
   int32_t v;
@@ -158,11 +155,14 @@ EDGEC_INLINE void int8_block(const uint8_t* a, const uint8_t* header, const uint
   }
 }
 
+// Of one row's block as prepared.
+constexpr int64_t row_bytes(Family family) { return family == Family::kS8N16K4 ? 68 : 40; }
+
 // Blocks [from, to) of up to kStreams panels by a row tile. totals: [panel][total_rows][16].
 template <Family kFamily, int kRows>
 static void stream_blocks(const uint8_t* a, const uint8_t* const* panels, int count, int64_t from, int64_t to,
                           int64_t group_blocks, float* totals, int64_t total_rows) {
-  constexpr int64_t kRowBytes = kFamily == Family::kS8N16K4 ? 68 : 40;
+  constexpr int64_t kRowBytes = row_bytes(kFamily);
   constexpr int64_t kHeader = header_bytes(kFamily), kData = data_bytes(kFamily);
   a += from * kRows * kRowBytes;
   int64_t group = panel_header_bytes(kFamily) + from / group_blocks * (kHeader + group_blocks * kData);
@@ -178,59 +178,5 @@ static void stream_blocks(const uint8_t* a, const uint8_t* const* panels, int co
       }
     }
     if (++in_group == group_blocks) in_group = 0, group += kHeader + group_blocks * kData;
-  }
-}
-
-// Few rows: weights are used as they arrive, from several panels in turn.
-template <Family kFamily>
-static void linear_streamed(const LinearJob& job, int64_t tile_begin, int64_t tile_end, int64_t panel_begin,
-                            int64_t panel_end) {
-  constexpr int64_t kRowBytes = kFamily == Family::kS8N16K4 ? 68 : 40, kMaxTiles = 4, kMaxRows = 6;
-  alignas(32) float totals[kStreams * kMaxTiles * kMaxRows * kPanel];
-  const uint8_t* packed = static_cast<const uint8_t*>(job.args.packed);
-  // Each stream walks through panels of its own, one after the other in memory.
-  for (; tile_begin < tile_end; tile_begin += kMaxTiles) {
-    const int64_t stop = tile_begin + kMaxTiles < tile_end ? tile_begin + kMaxTiles : tile_end;
-    const int64_t first = job.row(tile_begin), rows = job.row(stop) - first;
-    const int64_t each = (panel_end - panel_begin + kStreams - 1) / kStreams;
-    for (int64_t i = 0; i < each; ++i) {
-      const uint8_t* panels[kStreams];
-      int64_t index[kStreams];
-      int count = 0;
-      for (int64_t p = panel_begin + i; p < panel_end; p += each) {
-        index[count] = p;
-        panels[count++] = packed + p * job.panel_bytes;
-      }
-      for (int64_t j = 0; j < count * rows * kPanel; ++j) totals[j] = 0.0f;
-      for (int64_t from = 0; from < job.blocks; from += kStretch) {
-        const int64_t to = from + kStretch < job.blocks ? from + kStretch : job.blocks;
-        for (int64_t tile = tile_begin; tile < stop; ++tile) {
-          const int64_t row = job.row(tile), height = job.row(tile + 1) - row;
-          const uint8_t* a = job.prepared + row * job.blocks * kRowBytes;
-          float* out = totals + (row - first) * kPanel;
-          switch (height) {
-#define EDGEC_ROWS(n)                                                                   \
-  case n:                                                                               \
-    stream_blocks<kFamily, n>(a, panels, count, from, to, job.group_blocks, out, rows); \
-    break;
-            EDGEC_ROWS(1)
-            EDGEC_ROWS(2)
-            EDGEC_ROWS(3)
-            EDGEC_ROWS(4)
-            EDGEC_ROWS(5)
-            EDGEC_ROWS(6)
-#undef EDGEC_ROWS
-          }
-        }
-      }
-      for (int s = 0; s < count; ++s) {
-        for (int64_t tile = tile_begin; tile < stop; ++tile) {
-          const int64_t row = job.row(tile), height = job.row(tile + 1) - row;
-          float* sums = totals + (s * rows + row - first) * kPanel;
-          if (kFamily == Family::kT4N16K4) apply_exponents(panels[s], height, sums);
-          store_tile(job, row, height, index[s], sums);
-        }
-      }
-    }
   }
 }

@@ -8,10 +8,10 @@ namespace edgec::kernels {
 constexpr int64_t kBlock = 32;  // activations that share a scale
 constexpr int64_t kMaxTileRows = 16;
 
-// S16: of four k in the order 0, 2, 1, 3. X4: tiles are padded to four rows; P2: pairs of rows interleaved by 8 of k,
-// their scales twice (r0 r0 r1 r1), no sums; Q16: sixteen rows interleaved by 4 of k, tiles padded to sixteen, s32
-// sums.
-enum class Lhs : int32_t { F32, S8B32, S16B32, S8B32X4, S8P2B32X4, S8Q16B32 };
+// S16: of four k in the order 0, 2, 1, 3. T: one s32 sum instead of two of s16. X4: tiles are padded to four rows; P2:
+// pairs of rows interleaved by 8 of k, their scales twice (r0 r0 r1 r1), no sums; Q16: sixteen rows interleaved by 4 of
+// k, tiles padded to sixteen, s32 sums.
+enum class Lhs : int32_t { F32, S8B32, S16B32, S8B32T, S8B32X4, S8P2B32X4, S8Q16B32 };
 
 // Bytes of one row's block in the prepared activations: values, f32 scale, and for S8B32 two s16 sums.
 constexpr int64_t block_bytes(Lhs lhs) { return lhs == Lhs::F32 ? 0 : lhs == Lhs::S16B32 ? 64 + 4 : 32 + 4 + 4; }
@@ -77,8 +77,8 @@ constexpr int64_t data_bytes(Family family) { return family == Family::kS8N16K4 
 
 // One instruction set's version of everything else.
 struct IsaOps {
-  // s8p2b32, s8q16b32: for Arm only. f32: the normalised rows, for formats that take floats.
-  PrepareFn prepare_s8b32, prepare_s16b32, prepare_s8p2b32, prepare_s8q16b32, prepare_f32;
+  // s8b32t: for x86 only; s8p2b32, s8q16b32: for Arm only. f32: the normalised rows, for formats that take floats.
+  PrepareFn prepare_s8b32, prepare_s16b32, prepare_s8b32t, prepare_s8p2b32, prepare_s8q16b32, prepare_f32;
   void (*matmul)(const MatmulArgs&, const ParallelFor&, void* scratch);
   void (*attention)(const AttentionArgs&, const ParallelFor&, void* scratch);
   void (*gather)(const Format&, const void* packed, int64_t rows, int64_t dim, const int64_t* indices, int64_t begin,
@@ -89,7 +89,7 @@ struct IsaOps {
   int64_t (*attention_floats)(const AttentionArgs&, int workers);
   void (*cache_write)(const CacheWrite&);
 };
-extern const IsaOps kOps_avx2, kOps_neon, kOps_generic;
+extern const IsaOps kOps_avx512vnni, kOps_avx2, kOps_neon, kOps_generic;
 
 #define EDGEC_DEFINE_LINEAR(name, rows)                                                                           \
   void name(const LinearJob& job, int64_t tile_begin, int64_t tile_end, int64_t panel_begin, int64_t panel_end) { \

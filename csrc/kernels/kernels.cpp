@@ -56,7 +56,7 @@ int64_t fair_grain(int64_t count, int workers, int64_t macs_each) {
   return best;
 }
 
-constexpr int kAheadStreams = 4;                     // as kStreams of int_avx2.h
+constexpr int kAheadStreams = 4;                     // as kStreams of int_streamed.h
 constexpr int64_t kAheadBytes = int64_t{24} << 10;   // of each stream: together a fifth of a small L2
 constexpr int64_t kAheadRows = 12, kAheadLines = 8;  // many rows wait for arithmetic, not for memory
 
@@ -123,6 +123,7 @@ void linear(const LinearArgs& args, const ParallelFor& pool, void* scratch, cons
   if (job.lhs != Lhs::F32 || args.norm != Norm::kNone) {
     const auto prepare = job.lhs == Lhs::F32         ? kernel->ops->prepare_f32
                          : job.lhs == Lhs::S16B32    ? kernel->ops->prepare_s16b32
+                         : job.lhs == Lhs::S8B32T    ? kernel->ops->prepare_s8b32t
                          : job.lhs == Lhs::S8P2B32X4 ? kernel->ops->prepare_s8p2b32
                          : job.lhs == Lhs::S8Q16B32  ? kernel->ops->prepare_s8q16b32
                                                      : kernel->ops->prepare_s8b32;

@@ -55,7 +55,7 @@ static MatmulUnits matmul_units(const MatmulArgs& a, int workers) {
   for (int i = 0; i < a.batch_rank; ++i) u.batches *= a.batch[i];
   // Too few panels to share among the workers: cut rows too, although each cut packs B again.
   const int64_t want = workers > 1 ? 3 * workers : 1;
-  if (u.batches * u.panels > 0 && u.batches * u.panels < want && a.m > 2 * kF32Rows) {
+  if (u.batches * u.panels > 0 && u.batches * u.panels < want && a.m > kFewRows) {
     u.chunks = (want + u.batches * u.panels - 1) / (u.batches * u.panels);
     u.chunk_rows = (a.m + u.chunks - 1) / u.chunks;
     u.chunk_rows = (u.chunk_rows + kF32Rows - 1) / kF32Rows * kF32Rows;
@@ -84,7 +84,7 @@ static void matmul_tiles(const MatmulArgs& args, const ParallelFor& pool, void* 
       const int64_t first = chunk * u.chunk_rows;
       const int64_t last = first + u.chunk_rows < args.m ? first + u.chunk_rows : args.m;
       // Few rows: read in place, for packing would cost more than it saves.
-      const bool direct = args.b_n == 1 && valid == kPanel && last - first <= 2 * kF32Rows;
+      const bool direct = args.b_n == 1 && valid == kPanel && last - first <= kFewRows;
       if (!direct) pack_panel(b, args.b_k, args.b_n, args.k, valid, panel);
       const int64_t tiles = (last - first + kF32Rows - 1) / kF32Rows;
       for (int64_t t = 0; t < tiles; ++t) {

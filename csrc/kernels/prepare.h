@@ -70,11 +70,17 @@ EDGEC_INLINE void quantize_block(const float* x, int64_t valid, uint8_t* values,
   sums[1] = total[2] + total[3] + total[6] + total[7];
 }
 
-template <bool kWide>
+// Kernels of unsigned weights see u = q + 8 (s4), q + 16 (t4), q + 128 (s8) or q + zero (u4): the sums, times -8 ...,
+// take the offset back.
+static int32_t sum_factor(const Format& format) {
+  return format.table ? -16 : !format.symmetric ? -1 : format.bits == 8 ? -128 : -8;
+}
+
+// kTotal: one s32 sum, not two of s16.
+template <bool kWide, bool kTotal = false>
 static void prepare_blocks(const LinearJob& job, int64_t tile_begin, int64_t tile_end) {
   const int64_t value_bytes = kWide ? 64 : 32, row_bytes = kWide ? 68 : 40;
-  // u4 kernels see u = q + 8 (s4), q + 16 (t4) or q + zero (u4): the sums, times -8 ..., take the offset back.
-  const int32_t factor = job.args.format->table ? -16 : job.args.format->symmetric ? -8 : -1;
+  const int32_t factor = sum_factor(*job.args.format);
   for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
     const int64_t first = job.row(tile), mr = job.stored_rows(tile);
     NormedRows rows(job, first, mr);
@@ -88,7 +94,10 @@ static void prepare_blocks(const LinearJob& job, int64_t tile_begin, int64_t til
         quantize_block<kWide>(rows.block(r, b * kBlock, left), left < kBlock ? left : kBlock, out + r * value_bytes,
                               &scale, sums);
         __builtin_memcpy(scales + 4 * r, &scale, 4);
-        if constexpr (!kWide) {
+        if constexpr (kTotal) {
+          const int32_t total = factor * (sums[0] + sums[1]);
+          __builtin_memcpy(scales + 4 * mr + 4 * r, &total, 4);
+        } else if constexpr (!kWide) {
           const int16_t pair[2] = {static_cast<int16_t>(factor * sums[0]), static_cast<int16_t>(factor * sums[1])};
           __builtin_memcpy(scales + 4 * mr + 4 * r, pair, 4);
         }
@@ -103,6 +112,14 @@ static void prepare_s8b32(const LinearJob& job, int64_t tile_begin, int64_t tile
 static void prepare_s16b32(const LinearJob& job, int64_t tile_begin, int64_t tile_end) {
   prepare_blocks<true>(job, tile_begin, tile_end);
 }
+#if defined(__x86_64__)
+static void prepare_s8b32t(const LinearJob& job, int64_t tile_begin, int64_t tile_end) {
+  prepare_blocks<false, true>(job, tile_begin, tile_end);
+}
+#define EDGEC_PREPARE_X86 prepare_s8b32t
+#else
+#define EDGEC_PREPARE_X86 nullptr
+#endif
 
 #if defined(__aarch64__)
 static void prepare_s8p2b32(const LinearJob& job, int64_t tile_begin, int64_t tile_end) {

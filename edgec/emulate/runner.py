@@ -23,13 +23,14 @@ _TARGETS = {"aarch64": "aarch64-linux-musl", "x86_64": "x86_64-linux-musl"}
 _BASE = {"aarch64": "generic", "x86_64": "x86_64_v2"}
 _CPUS = {
     "aarch64": {"neon_dotprod": "generic+dotprod", "neon_i8mm": "generic+dotprod+i8mm", "sme2": "generic+v9_2a+sme2"},
-    "x86_64": dict.fromkeys(("avx2", "int_product_avx2", "rnn_avx2"), "x86_64_v3"),
+    "x86_64": dict.fromkeys(("avx2", "int_product_avx2", "rnn_avx2"), "x86_64_v3")
+    | {"avx512vnni": "x86_64_v4+avx512vnni"},
 }
 _FLAGS = ("-std=c++20", "-O2", "-DNDEBUG", "-fvisibility=hidden", "-fwrapv", "-Wno-psabi", "-w")
 # of qemu's CPUs, the one that has what a target has and little more; else "max" with features taken away
 _QEMU_CPUS = {"cortex-a72": "cortex-a72", "cortex-a76": "cortex-a76", "cortex-a55": "cortex-a55",
               "neoverse-n1": "neoverse-n1"}  # fmt: skip
-_OPTIONAL = ("dotprod", "i8mm", "sme2", "avx2")  # kernels choose by these at load
+_OPTIONAL = ("dotprod", "i8mm", "sme2", "avx2", "avx512vnni")  # kernels choose by these at load
 
 
 def sources() -> Path:

@@ -1,0 +1,197 @@
+// int4 and int8 tiles for AVX-512 with VNNI: u8 x s8 products of four k summed in int32, 16 columns a register. Weights
+// are the unsigned side; the activations' sums times -8, -16, -128 or -zero start the sums and take the offset back.
+
+constexpr int kStreamedRows = 4, kUnpackedRows = 12;
+
+constexpr int64_t row_bytes(Family) { return 40; }
+
+EDGEC_INLINE __m512i broadcast4(const uint8_t* p) {
+  int32_t v;
+  __builtin_memcpy(&v, p, 4);
+  return _mm512_set1_epi32(v);
+}
+EDGEC_INLINE __m512 broadcast_scale(const uint8_t* p) { return _mm512_castsi512_ps(broadcast4(p)); }
+// Columns 0..7 from p, 8..15 from p + apart.
+EDGEC_INLINE __m512i load_halves(const uint8_t* p, int64_t apart) {
+  const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i_u*>(p));
+  const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i_u*>(p + apart));
+  return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+}
+
+// A column's scale: f16, or the table's integer (times which a sum is still exact in f32).
+template <Family kFamily>
+EDGEC_INLINE __m512 load_scales(const uint8_t* p) {
+  if constexpr (kFamily == Family::kT4N16K4) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i_u*>(p))));
+  } else {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i_u*>(p)));
+  }
+}
+// Sixteen 4-bit zero points, one a column.
+EDGEC_INLINE __m512i load_zeros(const uint8_t* p) {
+  const __m128i v = _mm_loadl_epi64(reinterpret_cast<const __m128i_u*>(p)), mask = _mm_set1_epi8(15);
+  const __m128i pairs = _mm_unpacklo_epi8(_mm_and_si128(v, mask), _mm_and_si128(_mm_srli_epi16(v, 4), mask));
+  return _mm512_cvtepu8_epi32(pairs);
+}
+
+// The table's values + 16, four times, for vpshufb.
+struct alignas(64) TableBytes {
+  uint8_t u[64];
+};
+static constexpr TableBytes kTableBytes = [] {
+  TableBytes t{};
+  for (int i = 0; i < 64; ++i) t.u[i] = static_cast<uint8_t>(kTable[i % 16] + 16);
+  return t;
+}();
+
+// Steps 2i and 2i + 1 of a block of int4, or step i of int8, each 16 columns x 4 k, unsigned.
+template <Family kFamily>
+EDGEC_INLINE void unpack_step(const uint8_t* b, int i, __m512i out[2]) {
+  if constexpr (kFamily == Family::kS8N16K4) {
+    out[0] = _mm512_xor_si512(load_halves(b + 32 * i, 256), _mm512_set1_epi8(-128));
+  } else {
+    const __m512i raw = load_halves(b + 32 * i, 128), mask = _mm512_set1_epi8(15);
+    out[0] = _mm512_and_si512(raw, mask);
+    out[1] = _mm512_and_si512(_mm512_srli_epi16(raw, 4), mask);
+    if constexpr (kFamily == Family::kT4N16K4) {
+      const __m512i table = _mm512_load_si512(kTableBytes.u);
+      out[0] = _mm512_shuffle_epi8(table, out[0]), out[1] = _mm512_shuffle_epi8(table, out[1]);
+    }
+  }
+}
+template <Family kFamily>
+constexpr int kStepsAtOnce = kFamily == Family::kS8N16K4 ? 1 : 2;
+
+// What a row's sums over a block start with. The product takes the sum's low 16 bits, and it fits them.
+template <Family kFamily>
+EDGEC_INLINE __m512i start(const uint8_t* sum, __m512i zeros) {
+  return kFamily == Family::kU4N16K4 ? _mm512_madd_epi16(broadcast4(sum), zeros) : broadcast4(sum);
+}
+
+// total + dots * column scales * row scale.
+template <Family kFamily>
+EDGEC_INLINE __m512 scaled(__m512i dots, __m512 scale, const uint8_t* row_scale, __m512 total) {
+  const __m512 values = _mm512_cvtepi32_ps(dots);
+  if constexpr (kFamily == Family::kT4N16K4) {
+    return _mm512_fmadd_ps(_mm512_mul_ps(values, scale), broadcast_scale(row_scale), total);
+  }
+  return _mm512_fmadd_ps(values, _mm512_mul_ps(scale, broadcast_scale(row_scale)), total);
+}
+
+// Adds one block of one panel to total[kRows].
+template <Family kFamily, int kRows>
+EDGEC_INLINE void dot_block(const uint8_t* a, const uint8_t* header, const uint8_t* b, __m512* total) {
+  const uint8_t *scales = a + kRows * 32, *sums = scales + kRows * 4;
+  __m512i acc[kRows];
+  const __m512i zeros = kFamily == Family::kU4N16K4 ? load_zeros(header + 32) : _mm512_setzero_si512();
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) acc[r] = start<kFamily>(sums + 4 * r, zeros);
+#pragma GCC unroll 8
+  for (int i = 0; i < 8 / kStepsAtOnce<kFamily>; ++i) {
+    __m512i w[2];
+    unpack_step<kFamily>(b, i, w);
+#pragma GCC unroll 2
+    for (int j = 0; j < kStepsAtOnce<kFamily>; ++j) {
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) {
+        acc[r] = _mm512_dpbusd_epi32(acc[r], w[j], broadcast4(a + 32 * r + 4 * (kStepsAtOnce<kFamily> * i + j)));
+      }
+    }
+  }
+  const __m512 scale = load_scales<kFamily>(header);
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) total[r] = scaled<kFamily>(acc[r], scale, scales + 4 * r, total[r]);
+}
+
+// Blocks [from, to) of kPanels panels in turn by a row tile. totals: [panel][total_rows][16].
+template <Family kFamily, int kRows, int kPanels>
+EDGEC_INLINE void stream_panels(const uint8_t* a, const uint8_t* const* panels, int64_t from, int64_t to,
+                                int64_t group_blocks, float* totals, int64_t total_rows) {
+  constexpr int64_t kHeader = header_bytes(kFamily), kData = data_bytes(kFamily);
+  __m512 total[kPanels][kRows];
+  for (int p = 0; p < kPanels; ++p) {
+    for (int r = 0; r < kRows; ++r) total[p][r] = _mm512_load_ps(totals + (p * total_rows + r) * kPanel);
+  }
+  a += from * kRows * row_bytes(kFamily);
+  int64_t group = panel_header_bytes(kFamily) + from / group_blocks * (kHeader + group_blocks * kData);
+  int64_t in_group = from % group_blocks;
+  for (int64_t block = from; block < to; ++block, a += kRows * row_bytes(kFamily)) {
+#pragma GCC unroll 4
+    for (int p = 0; p < kPanels; ++p) {
+      const uint8_t* header = panels[p] + group;
+      dot_block<kFamily, kRows>(a, header, header + kHeader + in_group * kData, total[p]);
+    }
+    if (++in_group == group_blocks) in_group = 0, group += kHeader + group_blocks * kData;
+  }
+  for (int p = 0; p < kPanels; ++p) {
+    for (int r = 0; r < kRows; ++r) _mm512_store_ps(totals + (p * total_rows + r) * kPanel, total[p][r]);
+  }
+}
+
+template <Family kFamily, int kRows>
+static void stream_blocks(const uint8_t* a, const uint8_t* const* panels, int count, int64_t from, int64_t to,
+                          int64_t group_blocks, float* totals, int64_t total_rows) {
+  if (count == 4) return stream_panels<kFamily, kRows, 4>(a, panels, from, to, group_blocks, totals, total_rows);
+  for (int p = 0; p < count; ++p) {
+    float* to_add = totals + p * total_rows * kPanel;
+    stream_panels<kFamily, kRows, 1>(a, panels + p, from, to, group_blocks, to_add, total_rows);
+  }
+}
+
+// 16 columns x 32 of k as the multiply takes them.
+struct alignas(64) UnpackedBlock {
+  uint8_t w[8][64];
+  float scale[kPanel];
+  int32_t zero[kPanel];  // u4
+};
+
+template <Family kFamily>
+struct Unpack {
+  using Block = UnpackedBlock;
+  static constexpr int64_t kRow = row_bytes(kFamily);
+  static constexpr int64_t kDepth = 20;  // blocks that fit L1 beside a row tile
+
+  // Blocks [from, to) of a panel.
+  static void blocks(const uint8_t* b, int64_t from, int64_t to, int64_t group_blocks, Block* out) {
+    constexpr int64_t kHeader = header_bytes(kFamily), kData = data_bytes(kFamily);
+    for (int64_t block = from; block < to; ++block, ++out) {
+      const uint8_t* header = b + panel_header_bytes(kFamily) + block / group_blocks * (kHeader + group_blocks * kData);
+      const uint8_t* data = header + kHeader + block % group_blocks * kData;
+      _mm512_store_ps(out->scale, load_scales<kFamily>(header));
+      if constexpr (kFamily == Family::kU4N16K4) _mm512_store_si512(out->zero, load_zeros(header + 32));
+      for (int i = 0; i < 8 / kStepsAtOnce<kFamily>; ++i) {
+        __m512i w[2];
+        unpack_step<kFamily>(data, i, w);
+        for (int j = 0; j < kStepsAtOnce<kFamily>; ++j) {
+          _mm512_store_si512(out->w[kStepsAtOnce<kFamily> * i + j], w[j]);
+        }
+      }
+    }
+  }
+
+  // Adds kRows x 16 sums.
+  template <int kRows>
+  static void tile(const uint8_t* a, const Block* b, int64_t blocks, float* sums) {
+    __m512 total[kRows];
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; ++r) total[r] = _mm512_load_ps(sums + r * kPanel);
+    for (; blocks > 0; --blocks, ++b, a += kRows * kRow) {
+      const uint8_t *scales = a + kRows * 32, *offsets = scales + kRows * 4;
+      __m512i acc[kRows];
+      const __m512i zeros = kFamily == Family::kU4N16K4 ? _mm512_load_si512(b->zero) : _mm512_setzero_si512();
+#pragma GCC unroll 12
+      for (int r = 0; r < kRows; ++r) acc[r] = start<kFamily>(offsets + 4 * r, zeros);
+#pragma GCC unroll 8
+      for (int i = 0; i < 8; ++i) {
+        const __m512i w = _mm512_load_si512(b->w[i]);
+#pragma GCC unroll 12
+        for (int r = 0; r < kRows; ++r) acc[r] = _mm512_dpbusd_epi32(acc[r], w, broadcast4(a + 32 * r + 4 * i));
+      }
+      const __m512 scale = _mm512_load_ps(b->scale);
+#pragma GCC unroll 12
+      for (int r = 0; r < kRows; ++r) total[r] = scaled<kFamily>(acc[r], scale, scales + 4 * r, total[r]);
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; ++r) _mm512_store_ps(sums + r * kPanel, total[r]);
+  }
+};

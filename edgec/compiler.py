@@ -27,7 +27,7 @@ from edgec.testing.inputs import input_ranges
 PHASES = ("import", "rewrite", "quantize", "lower", "write")
 WEIGHTS = ("int4", "int8", "fp32")
 PROMPT = 128  # tokens before the one that is estimated, and of the prompt that is
-KV_CACHES = ("fp32", "int8", "exposed")
+KV_CACHES = ("auto", "fp32", "int8", "exposed")
 Progress = Callable[..., None]  # (phase, seconds since the build began, share of the phase done or None)
 
 
@@ -40,10 +40,15 @@ class Options:
     group: int = 32
     activations: str = "int8"
     dims: Mapping[str, Any] = field(default_factory=dict)
-    kv_cache: str = "fp32"
+    kv_cache: str = "auto"
     max_context: int | None = None
     embedding: int = 8
     bits: float | None = None
+
+    @property
+    def cached_in(self) -> str:
+        """kv_cache, decided: 8 bits cost far less than quantized weights do."""
+        return self.kv_cache if self.kv_cache != "auto" else "fp32" if self.weights == "fp32" else "int8"
 
     def check(self) -> None:
         if self.weights not in WEIGHTS:
@@ -192,7 +197,7 @@ class Build:
         graph = widen(self.graph) if self.options.weights != "fp32" else self.graph
         self.graph = rewrites.run(rewrites.one_length(graph), rewrites.PHASES, dump=self.dump)
         self.graph, self.lm, self.report.notes = rewrites.as_decoder(
-            self.graph, self.options.kv_cache, self.options.max_context
+            self.graph, self.options.cached_in, self.options.max_context
         )
         if self.lm is not None:
             from edgec.frontend.folder import text_facts
@@ -420,7 +425,7 @@ def build(
     weights: str = "int4",
     group: int = 32,
     activations: str = "int8",
-    kv_cache: str = "fp32",
+    kv_cache: str = "auto",
     max_context: int | None = None,
     embedding: int = 8,
     bits: float | None = None,
@@ -437,13 +442,14 @@ def build(
 
     model: path of an .onnx file or of a folder with one (see frontend.folder), a ModelProto or an IR graph. dims:
     symbol -> size, (low, high), or another symbol's name. constants: values of inputs that are fixed at build.
-    kv_cache: of a decoder, "fp32", "int8" (kept by the session) or "exposed" (inputs and outputs). max_context: tokens
-    that a kept cache may hold. out: default the model's name with .edgec. stop_after: one of PHASES; nothing is
-    written unless it is the last. tokenizer: folder whose tokenizer, chat template and configs the artifact takes
-    along, default the model's own; "none" for nothing. bits: 4.25 takes int4 weights from a table of 16 uneven values
-    (x86-64 only); None chooses steps of equal size in 4.5 or 4.625 bits. embedding: bits of tables (and of the head that is
-    tied to one) under int4. cache: True or a folder keeps encoded weights for later builds, so that one that was interrupted
-    goes on where it was. Raises EdgecError; a failed build leaves nothing behind but that.
+    kv_cache: of a decoder, "fp32", "int8" (kept by the session; "auto": int8 beside quantized weights) or "exposed"
+    (inputs and outputs). max_context: tokens that a kept cache may hold. out: default the model's name with .edgec.
+    stop_after: one of PHASES; nothing is written unless it is the last. tokenizer: folder whose tokenizer, chat
+    template and configs the artifact takes along, default the model's own; "none" for nothing. bits: 4.25 takes int4
+    weights from a table of 16 uneven values (x86-64 only); None chooses steps of equal size in 4.5 or 4.625 bits.
+    embedding: bits of tables (and of the head that is tied to one) under int4. cache: True or a folder keeps encoded
+    weights for later builds, so that one that was interrupted goes on where it was. Raises EdgecError; a failed build
+    leaves nothing behind but that.
     """
     for package in ("onnx", "onnx_ir", "tvm"):
         if importlib.util.find_spec(package) is None:

@@ -128,62 +128,7 @@ static void softmax_row(const AttentionArgs& a, const float* mask, int64_t count
   *total += sum(added);
 }
 
-// Scores of rows of 16-bit queries with a panel of 8-bit keys; 4 rows at once share the keys' conversion.
-template <int kRows>
-static void score_i8(const int16_t* q, const float* q_scale, const int8_t* keys, const float* k_scale, int64_t depth,
-                     float* out) {
-  for (int half = 0; half < 2; ++half) {
-    i32x8 acc[kRows][2];
-    for (int r = 0; r < kRows; ++r) acc[r][0] = acc[r][1] = splat_i(0);
-    const int8_t* k = keys + 32 * half;
-    for (int64_t d = 0; d < depth; ++d, k += 64) {
-      const i16x16 k0 = widen_i8(k), k1 = widen_i8(k + 16);
-#pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) {
-        const i16x16 v = splat_quad(q + (r * depth + d) * 4);
-        acc[r][0] += multiply_pairs(k0, v);
-        acc[r][1] += multiply_pairs(k1, v);
-      }
-    }
-    for (int r = 0; r < kRows; ++r) {
-      const f32x8 dots = to_float(add_neighbours(acc[r][0], acc[r][1]));
-      store(out + r * kKvBlock + 8 * half, dots * q_scale[r] * load(k_scale + 8 * half));
-    }
-  }
-}
-static void score_rows_i8(int64_t rows, const int16_t* q, const float* q_scale, const int8_t* keys,
-                          const float* k_scale, int64_t depth, float* out) {
-  for (; rows >= 4; rows -= 4, q += 16 * depth, q_scale += 4, out += 4 * kKvBlock)
-    score_i8<4>(q, q_scale, keys, k_scale, depth, out);
-  if (rows == 3) score_i8<3>(q, q_scale, keys, k_scale, depth, out);
-  if (rows == 2) score_i8<2>(q, q_scale, keys, k_scale, depth, out);
-  if (rows == 1) score_i8<1>(q, q_scale, keys, k_scale, depth, out);
-}
-
-// out[r][16 columns] += sum over tokens of p[r][t] * v[t]; the tokens' scales are in p.
-template <int kRows>
-static void gather_i8(const float* p, const int8_t* v, int64_t v_stride, int64_t count, float* out, int64_t out_ld) {
-  f32x8 acc[kRows][2];
-  for (int r = 0; r < kRows; ++r) acc[r][0] = load(out + r * out_ld), acc[r][1] = load(out + r * out_ld + 8);
-  for (int64_t t = 0; t < count; ++t, v += v_stride) {
-    const f32x8 v0 = floats_of(v);
-    const f32x8 v1 = floats_of(v + 8);
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-      const f32x8 w = splat(p[r * kKvBlock + t]);
-      acc[r][0] += w * v0;
-      acc[r][1] += w * v1;
-    }
-  }
-  for (int r = 0; r < kRows; ++r) store(out + r * out_ld, acc[r][0]), store(out + r * out_ld + 8, acc[r][1]);
-}
-static void gather_rows_i8(int64_t rows, const float* p, const int8_t* v, int64_t v_stride, int64_t count, float* out,
-                           int64_t out_ld) {
-  for (; rows >= 4; rows -= 4, p += 4 * kKvBlock, out += 4 * out_ld) gather_i8<4>(p, v, v_stride, count, out, out_ld);
-  if (rows == 3) gather_i8<3>(p, v, v_stride, count, out, out_ld);
-  if (rows == 2) gather_i8<2>(p, v, v_stride, count, out, out_ld);
-  if (rows == 1) gather_i8<1>(p, v, v_stride, count, out, out_ld);
-}
+#include "kernels/attention_few.h"
 
 // A block's keys as f32 panels, and columns [from, v_dim) of its values as panels of 16 columns.
 static const float* block_keys(const AttentionArgs& a, const KvHead& h, int64_t kv, int64_t count, float* to) {
@@ -248,7 +193,7 @@ static void attention_block(const AttentionArgs& a, const KvHead& h, int64_t bat
   prepare_rows(a, h, batch, kv_head, first, rows, s);
   const bool in_i8 = h.k8 && rows <= kFewRows;
   // V in place when few rows use it; packed otherwise, since its rows' stride may map them all to a few cache sets.
-  const bool in_place = h.panels ? h.v != nullptr : rows <= kFewRows;
+  const bool few = rows <= kFewRows, in_place = h.panels ? h.v != nullptr || few : few;
   const int64_t whole = a.v_dim / kPanel * kPanel;
   int64_t last_seen = end, first_seen = begin;
   if (a.causal || a.window > 0) {
@@ -264,7 +209,7 @@ static void attention_block(const AttentionArgs& a, const KvHead& h, int64_t bat
   for (int64_t kv = first_seen; kv < last_seen; kv += kKvBlock) {
     const int64_t count = last_seen - kv < kKvBlock ? last_seen - kv : kKvBlock;
     const float* keys = in_i8 ? nullptr : block_keys(a, h, kv, count, s.keys);
-    pack_values(a, h, kv, count, in_place || in_i8 ? whole : 0, !in_i8, s.values);
+    pack_values(a, h, kv, count, in_place ? whole : 0, !in_i8, s.values);
     for (int64_t r = 0; r < rows; r += kF32Rows) {
       const int64_t mr = rows - r < kF32Rows ? rows - r : kF32Rows;
       int64_t low[kF32Rows], high[kF32Rows], seen = 0, hidden = count;
@@ -279,8 +224,14 @@ static void attention_block(const AttentionArgs& a, const KvHead& h, int64_t bat
       if (seen <= hidden) continue;
       for (int64_t n = 0; n < seen; n += kPanel) {
         if (in_i8) {
-          score_rows_i8(mr, s.q16 + r * depth * 4, s.q_scale + r, h.k8 + (kv + n) * depth * 4, h.k_scale + kv + n,
-                        depth, s.scores + n);
+          in_fours(mr, [&]<int kRows>(int64_t i) {
+            score_i8<kRows>(s.q16 + (r + i) * depth * 4, s.q_scale + r + i, h.k8 + (kv + n) * depth * 4,
+                            h.k_scale + kv + n, depth, s.scores + i * kKvBlock + n);
+          });
+        } else if (few) {
+          in_fours(mr, [&]<int kRows>(int64_t i) {
+            score_f32<kRows>(s.q + (r + i) * a.dim, a.dim, keys + n * a.dim, s.scores + i * kKvBlock + n);
+          });
         } else {
           f32_rows<false>(mr, s.q + r * a.dim, a.dim, 1, keys + n * a.dim, kPanel, a.dim, s.scores + n, kKvBlock);
         }
@@ -295,15 +246,19 @@ static void attention_block(const AttentionArgs& a, const KvHead& h, int64_t bat
         if (!in_i8) continue;
         for (int64_t t = 0; t < seen; t += 8) store(scores + t, load(scores + t) * load(h.v_scale + kv + t));
       }
-      for (int64_t d = 0; d < a.v_dim; d += kPanel) {
-        float* out = s.out + r * v_pad + d;
-        if (in_i8 && d < whole) {
-          gather_rows_i8(mr, s.scores, h.v8 + kv * h.v_stride + d, h.v_stride, seen, out, v_pad);
-        } else if (in_place && d < whole) {
-          f32_rows<true>(mr, s.scores, kKvBlock, 1, h.v + kv * h.v_stride + d, h.v_stride, seen, out, v_pad);
+      int64_t d = 0;
+      if (few) {
+        d = whole;
+        if (in_i8) {
+          gather_few(mr, s.scores, h.v8 + kv * h.v_stride, h.v_stride, seen, whole, s.out + r * v_pad, v_pad);
         } else {
-          f32_rows<true>(mr, s.scores, kKvBlock, 1, s.values + d * kKvBlock, kPanel, seen, out, v_pad);
+          gather_few(mr, s.scores, h.v + kv * h.v_stride, h.v_stride, seen, whole, s.out + r * v_pad, v_pad);
         }
+      }
+      for (; d < a.v_dim; d += kPanel) {
+        const bool here = in_place && d < whole;
+        const float* v = here ? h.v + kv * h.v_stride + d : s.values + d * kKvBlock;
+        f32_rows<true>(mr, s.scores, kKvBlock, 1, v, here ? h.v_stride : kPanel, seen, s.out + r * v_pad + d, v_pad);
       }
     }
   }

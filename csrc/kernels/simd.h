@@ -80,8 +80,8 @@ EDGEC_INLINE i32x8 round_even(f32x8 v) {
 #endif
 }
 
-// 8 bytes as floats; 16 bytes in 16 bits; four numbers of 16 bits again and again; sums of two neighbouring products;
-// the sums of neighbours, of a before those of b.
+// 8 bytes as floats; 16 bytes in 16 bits; four numbers of 16 bits again and again; sums of two neighbouring products
+// (and added); the sums of neighbours, of a before those of b.
 #if defined(__AVX2__)
 EDGEC_INLINE f32x8 floats_of(const int8_t* p) {
   return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
@@ -94,6 +94,14 @@ EDGEC_INLINE i16x16 splat_quad(const int16_t* p) {
 }
 EDGEC_INLINE i32x8 multiply_pairs(i16x16 a, i16x16 b) {
   return reinterpret_cast<i32x8>(_mm256_madd_epi16(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+}
+EDGEC_INLINE i32x8 add_pairs(i32x8 sum, i16x16 a, i16x16 b) {
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+  return reinterpret_cast<i32x8>(
+      _mm256_dpwssd_epi32(reinterpret_cast<__m256i>(sum), reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+#else
+  return sum + multiply_pairs(a, b);
+#endif
 }
 EDGEC_INLINE i32x8 add_neighbours(i32x8 a, i32x8 b) {
   const __m256i sums = _mm256_hadd_epi32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b));
@@ -131,6 +139,7 @@ EDGEC_INLINE i32x8 multiply_pairs(i16x16 a, i16x16 b) {
       vpaddq_s32(vmull_s16(vget_low_s16(x.high), vget_low_s16(y.high)), vmull_high_s16(x.high, y.high))};
   return halves<i32x8>(r);
 }
+EDGEC_INLINE i32x8 add_pairs(i32x8 sum, i16x16 a, i16x16 b) { return sum + multiply_pairs(a, b); }
 EDGEC_INLINE i32x8 add_neighbours(i32x8 a, i32x8 b) {
   const Halves32 x = halves<Halves32>(a), y = halves<Halves32>(b);
   const Halves32 r = {vpaddq_s32(x.low, x.high), vpaddq_s32(y.low, y.high)};
@@ -142,6 +151,7 @@ EDGEC_INLINE i32x8 multiply_pairs(i16x16 a, i16x16 b) {
   for (int i = 0; i < 8; ++i) r[i] = a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1];
   return r;
 }
+EDGEC_INLINE i32x8 add_pairs(i32x8 sum, i16x16 a, i16x16 b) { return sum + multiply_pairs(a, b); }
 EDGEC_INLINE i32x8 add_neighbours(i32x8 a, i32x8 b) {
   return i32x8{a[0] + a[1], a[2] + a[3], a[4] + a[5], a[6] + a[7], b[0] + b[1], b[2] + b[3], b[4] + b[5], b[6] + b[7]};
 }

@@ -36,7 +36,7 @@ def build(
     weights: Literal["int4", "int8", "fp32"] = "int4",
     group: int = 32,
     activations: Literal["int8", "fp32"] = "int8",
-    kv_cache: Literal["fp32", "int8", "exposed"] = "fp32",
+    kv_cache: Literal["auto", "fp32", "int8", "exposed"] = "auto",
     max_context: int | None = None,
     embedding: Literal[4, 8] = 8,
     bits: float | None = None,
@@ -67,7 +67,8 @@ def build(
     activations
         int8 quantizes activations of quantized products at run time; fp32 goes with --weights fp32 only.
     kv_cache
-        A language model's keys and values: kept by the session in fp32 or int8, or exposed as inputs and outputs.
+        A language model's keys and values: kept by the session in int8 or (auto: with --weights fp32) in fp32, or
+        exposed as inputs and outputs.
     max_context
         Tokens that a kept cache has room for; by default what the model's configuration says, else 4096.
     embedding

@@ -87,21 +87,21 @@ def tokens(rng, b, s, heads, kv_heads, dim, v_dim, layout="bshd"):
 def test_sequences_of_any_lengths(data):
     """Slots in any order, rows of unequal length, roll-backs and copies give what each sequence alone gives."""
     draw = data.draw
-    kv_heads, shared = draw(st.sampled_from(((1, 1), (2, 2), (1, 5), (3, 1), (2, 4))))
-    dim, v_dim = draw(st.integers(1, 70)), draw(st.integers(1, 40))
+    kv_heads, shared = draw(st.sampled_from(((1, 1), (2, 2), (1, 5), (3, 1), (2, 4), (1, 7), (1, 3))))
+    dim, v_dim = draw(st.integers(1, 70)), draw(st.integers(1, 140))
     heads, layout = kv_heads * shared, draw(st.sampled_from(("bshd", "bhsd")))
     attrs = {"window": draw(st.sampled_from((0, 0, 1, 7))), "softcap": draw(st.sampled_from((0.0, 0.7)))}
     kv = draw(st.sampled_from(("f32", "i8")))
     graph = cached_graph(heads, kv_heads, dim, v_dim, kv, layout=layout, mask=draw(st.booleans()), **attrs)
     session, oracle = core(graph, draw(st.integers(1, 2))), Oracle(graph)
-    capacity = draw(st.sampled_from((48, 200)))
+    capacity = draw(st.sampled_from((48, 200, 600)))
     session.reserve(3, capacity)
     rng = np.random.default_rng(draw(st.integers(0, 99)))
     length = [0, 0, 0]
     for _ in range(draw(st.integers(1, 6))):
         slots = draw(st.lists(st.sampled_from((0, 1, 2)), min_size=1, max_size=3, unique=True))
         longest = max(length[i] for i in slots)
-        s = min(draw(st.sampled_from((1, 1, 2, 5, 48, 130))), capacity - longest)
+        s = min(draw(st.sampled_from((1, 1, 2, 5, 48, 300))), capacity - longest)
         if s < 1:
             continue
         feeds = tokens(rng, len(slots), s, heads, kv_heads, dim, v_dim, layout)

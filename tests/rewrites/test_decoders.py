@@ -138,6 +138,16 @@ def test_compiled_with_slots(tmp_path):
         np.testing.assert_allclose(got[valid], want["logits"][valid], atol=1e-4)
 
 
+@pytest.mark.parametrize("weights, kept", (("int4", "i8"), ("int8", "i8"), ("fp32", "f32")))
+def test_the_cache_is_of_8_bits_beside_quantized_weights(weights, kept, tmp_path):
+    import edgec
+
+    for how, dtype in ({}, kept), ({"kv_cache": "fp32"}, "f32"), ({"kv_cache": "int8"}, "i8"):
+        build(decoder(), weights=weights, out=tmp_path / "lm.edgec", max_context=16, **how)
+        states = edgec.load(tmp_path / "lm.edgec")._core.states
+        assert {s[2] for s in states} == {dtype}
+
+
 def test_a_cache_that_is_read_elsewhere_stays_exposed():
     graph, lm, notes = rewritten(decoder(read_again=True))
     assert not graph.states and lm is not None and not lm["states"] and len(lm["past"]) == 2 * LAYERS

@@ -44,7 +44,7 @@ class RoundActivations(torch.autograd.Function):
         blocks = padded.reshape(*x.shape[:-1], padded.shape[-1] // block, block)
         scale = blocks.abs().amax(-1, keepdim=True) / 127
         inverse = torch.where(scale > 0, 1 / scale, 0)
-        return ((blocks * inverse).round_() * scale).reshape(padded.shape)[..., :k]
+        return (blocks * inverse).round_().mul_(scale).reshape(padded.shape)[..., :k]
 
     @staticmethod
     def backward(ctx, *grads: Tensor) -> tuple[Tensor, None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,13 +26,14 @@ from edgec.frontend import (  # noqa: F401  (importing them fills the table)
 )
 from edgec.frontend import model as _model
 from edgec.frontend.importer import ConstantsNeeded, Importer
+from edgec.frontend.learned import is_learned, replace
 from edgec.frontend.model import source_files
-from edgec.ir.node import Graph
+from edgec.ir.node import Data, Graph, Node
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["ConstantsNeeded", "load", "source_files"]
+__all__ = ["ConstantsNeeded", "load", "load_learned", "replace", "source_files"]
 
 
 def load(
@@ -50,9 +51,29 @@ def load(
     listed), EC1103 (an invalid model), EC1001 (`dims` or `constants` do not fit); ConstantsNeeded (EC1104) where the
     value of an input decides shapes or attributes.
     """
-    model = _model.read(source)
+    return _run(Importer(_model.read(source), dims or {}, constants or {}))
+
+
+def load_learned(
+    source: str | os.PathLike | onnx.ModelProto,
+    dims: Mapping[str, Any] | None = None,
+    constants: Mapping[str, np.ndarray] | None = None,
+    freeze: Iterable[str] = (),
+) -> tuple[Graph, dict[Node, Data]]:
+    """As `load`, for training: the weights among the initializers (`learned.is_learned`) are inputs of their names behind
+    the model's own, so that no rewrite looks at their values. freeze: patterns of names that stay constants.
+
+    Returns the graph, and what each of these inputs holds. Raises what `load` raises.
+    """
+    importer = Importer(
+        _model.read(source), dims or {}, constants or {}, lambda value: is_learned(value, tuple(freeze))
+    )
+    return _run(importer), importer.learned
+
+
+def _run(importer: Importer) -> Graph:
     try:
-        return Importer(model, dims or {}, constants or {}).run()
+        return importer.run()
     except EdgecError:
         raise
     except Exception as error:  # the file decides what the importer sees: whatever it trips over, the file is at fault

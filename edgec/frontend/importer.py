@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from edgec.frontend import model as onnx_model
 from edgec.frontend.emit import op as ops
 from edgec.frontend.registry import TABLE, Call, Sequence_, Unsupported, ValueNeeded
 from edgec.ir.dims import Dim, symbol
-from edgec.ir.node import Graph, Node, constant, make
+from edgec.ir.node import Data, Graph, Node, constant, make
 from edgec.ir.ops import IrError
 from edgec.ir.types import TensorType, TupleType, numpy_dtype
 
@@ -48,8 +48,17 @@ POISON = _Poison()
 class Importer:
     """Imports one model. `values` maps the current frame's ONNX values to nodes."""
 
-    def __init__(self, model: ir.Model, dims: Mapping[str, Any], constants: Mapping[str, np.ndarray]):
+    def __init__(
+        self,
+        model: ir.Model,
+        dims: Mapping[str, Any],
+        constants: Mapping[str, np.ndarray],
+        is_learned: Callable[[ir.Value], bool] = lambda value: False,
+    ):
+        """is_learned: initializers that become inputs of the graph, behind the model's own; `learned` has their data."""
         self.model, self.dims, self.constants = model, dict(dims), dict(constants)
+        self.is_learned = is_learned
+        self.learned: dict[Node, Data] = {}
         self.values: dict[ir.Value, Any] = {}
         self.frame_attrs: Mapping[str, Any] = {}
         self.opsets: Mapping[str, int] = model.opset_imports
@@ -80,7 +89,7 @@ class Importer:
         names = [name for name, _ in outputs]
         if len(set(names)) != len(names):
             raise onnx_model.invalid("two outputs have one name")
-        result = Graph(tuple(inputs), tuple(outputs), self.symbols, graph.name or "graph")
+        result = Graph((*inputs, *self.learned), tuple(outputs), self.symbols, graph.name or "graph")
         result.origins.update(self.origins)
         return result
 
@@ -205,13 +214,20 @@ class Importer:
                 continue
             if value.const_value is not None:
                 try:
-                    self.values[value] = self.tensor(value.const_value, value.name or "")
+                    learned = self.is_learned(value)
+                    self.values[value] = (self._learn if learned else self.tensor)(value.const_value, value.name or "")
                 except EdgecError as error:
                     if error.code != "EC1102":
                         raise
                     if value.uses() or value.is_graph_output():
                         self.problems.append((False, f"{error.where}: {error.message}. {error.hint}"))
                     self.values[value] = POISON
+
+    def _learn(self, tensor: ir.TensorProtocol, name: str) -> Node:
+        data = onnx_model.data_of(tensor, name)
+        node = make("input", name=name, type=data.type)
+        self.learned[node] = data
+        return node
 
     def tensor(self, tensor: ir.TensorProtocol, name: str) -> Node:
         key = id(tensor)

@@ -7,7 +7,9 @@ import re
 import shlex
 import shutil
 
+import numpy as np
 import pytest
+from cli.conftest import mlp
 from lm_tools import write_folder
 
 from edgec.errors import CODES
@@ -31,6 +33,9 @@ def test_console_blocks(edgec, page, mlp_onnx, mlp_artifact, tmp_path):
     for name in ("model", "minilm"):  # the pages show real models; here a small one stands for them
         shutil.copy(mlp_onnx, tmp_path / f"{name}.onnx")
     shutil.copy(mlp_artifact, tmp_path / "model.edgec")
+    for name in ("teacher", "student"):
+        mlp(tmp_path / f"{name}.onnx", seed=len(name))
+    np.savez(tmp_path / "samples.npz", x=np.random.default_rng(0).standard_normal((96, 64)).astype(np.float32))
     if page.name == "language-models.md":
         write_folder(tmp_path / "smollm2")
     for command in commands(page):

@@ -1,0 +1,330 @@
+"""A student trained to give a teacher's answers: two ONNX files in, one out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgec import frontend, kernels, rewrites
+from edgec.calibrate import data
+from edgec.distill import losses
+from edgec.distill.fit import Checkpoint, Plan, Tick, fit
+from edgec.distill.rounding import RoundedWeight, as_linears, encodings
+from edgec.distill.torch_graph import TorchGraph
+from edgec.errors import EdgecError
+from edgec.frontend.folder import model_file, text_files
+from edgec.ir.dims import symbol_name
+from edgec.ir.node import Data, Graph, Node
+from edgec.rewrites.widen import widen
+
+Tensor = torch.Tensor
+WEIGHTS = ("int4", "int8", "fp32")
+CACHED = 1 << 29  # bytes of teacher's values that are kept instead of computed again
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run is asked for. losses: output -> kind, default all that both have. hidden: pairs of node names (teacher's,
+    student's). weights: what a build will make of the student. batch: samples a step. freeze: patterns of initializers that
+    keep their values. rate_of: pattern -> factor of the learning rate of the initializers that match."""
+
+    losses: Mapping[str, str] = field(default_factory=dict)
+    hidden: Sequence[tuple[str, str]] = ()
+    hidden_weight: float = 1.0
+    temperature: float = 2.0
+    weights: str = "int4"
+    group: int = 32
+    embedding: int = 8
+    epochs: float = 3.0
+    steps: int | None = None
+    minutes: float | None = None
+    lr: float = 3e-4
+    batch: int = 32
+    length: int | None = None
+    samples: int | None = None
+    seed: int = 0
+    freeze: Sequence[str] = ()
+    dims: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        if self.weights not in WEIGHTS:
+            raise EdgecError("EC1001", f"{self.weights!r} is none of {', '.join(WEIGHTS)}", "--weights")
+        for name in ("temperature", "epochs", "lr", "batch", "hidden_weight"):
+            if not getattr(self, name) > 0:
+                raise EdgecError("EC1001", f"{getattr(self, name)} is not a positive number", f"--{name}")
+
+
+@dataclass
+class Report:
+    """before, after: the loss of each output on samples that were kept out of training, by output; agreement: of outputs
+    that choose (kl), the share of rows where both choose the same, after. history: the loss of each step."""
+
+    out: str
+    steps: int = 0
+    seconds: float = 0.0
+    samples: int = 0
+    held_out: int = 0
+    parameters: int = 0
+    rounded: dict[str, int] = field(default_factory=dict)
+    before: dict[str, float] = field(default_factory=dict)
+    after: dict[str, float] = field(default_factory=dict)
+    agreement: dict[str, float] = field(default_factory=dict)
+    history: list[float] = field(default_factory=list)
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def distill(
+    teacher: str | os.PathLike,
+    student: str | os.PathLike,
+    samples: str | os.PathLike,
+    out: str | os.PathLike,
+    options: Options | None = None,
+    tokenizer: str | os.PathLike | None = None,
+    tick: Callable[[Tick], None] = lambda tick: None,
+) -> Report:
+    """Trains the weights of the student so that it answers as the teacher does, and writes it as ONNX again: the student's
+    file with other numbers in its initializers.
+
+    samples: a file that calibrate.data.load takes, for the teacher's inputs. A run that was interrupted leaves
+    `out`.checkpoint and goes on from there. Raises EdgecError: EC1303 (models that do not match, a node without gradient,
+    numbers that are not finite), EC1302 (data), EC1001 (options), EC1003 and those of the frontend.
+    """
+    o = options or Options()
+    o.check()
+    teacher, student, out = model_file(Path(teacher)), model_file(Path(student)), Path(out)
+    pair = Pair(teacher, student, o)
+    found = data.load(samples, pair.teacher.graph, text_files(teacher, tokenizer), length=o.length, limit=o.samples or 1 << 20,
+                      seed=o.seed)  # fmt: skip
+    pair.take(found)
+    report = Report(str(out), samples=found.samples, held_out=len(pair.held), parameters=pair.count)
+    report.rounded = {node["name"]: m.encoding.bits for node, m in pair.rounded.items()}
+    report.before = pair.measure()[0]
+    accumulate = pair.accumulate
+    steps = o.steps or max(1, round(o.epochs * len(pair.trained) / accumulate))
+    key = _key(o, found.key, teacher, student)
+    checkpoint = Checkpoint(out.with_name(out.name + ".checkpoint"), key)
+    plan = Plan(steps, o.lr, accumulate, seed=o.seed, minutes=o.minutes)
+    started = None
+
+    def seen(t: Tick) -> None:
+        nonlocal started
+        started = t.seconds
+        tick(t)
+
+    groups, carried = [{"params": pair.parameters()}], list(pair.rounded.values())
+    report.history = fit(groups, pair.loss, len(pair.trained), plan, seen, checkpoint, carried)
+    report.steps, report.seconds = len(report.history), started or 0.0
+    report.after, report.agreement = pair.measure()
+    frontend.replace(student, out, {n["name"]: p.detach().numpy() for n, p in pair.weights.items()})
+    checkpoint.remove()
+    return report
+
+
+def _key(o: Options, data_key: str, *models: Path) -> str:
+    digest = hashlib.sha256(repr((o, data_key)).encode())
+    for model in models:
+        for file in frontend.source_files(model):
+            with open(file, "rb") as f:
+                digest.update(hashlib.file_digest(f, "sha256").digest())
+    return digest.hexdigest()
+
+
+def plain_graph(model: Path, dims: Mapping[str, Any]) -> Graph:
+    """In f32, rewritten, its weights constants."""
+    return rewrites.run(rewrites.one_length(widen(frontend.load(model, dims=dims))), rewrites.PHASES)
+
+
+class Pair:
+    """Teacher and student in torch, and what is between them."""
+
+    def __init__(self, teacher: Path, student: Path, options: Options):
+        self.options = o = options
+        self.student_path = student
+        torch.set_num_threads(kernels.threads())
+        self.teacher = TorchGraph(plain_graph(teacher, o.dims))
+        graph, learned = frontend.load_learned(student, dims=o.dims, freeze=o.freeze)
+        if not learned:
+            raise EdgecError("EC1303", "the student has no weights to train", str(student),
+                             "Check --freeze, and that weights are initializers")  # fmt: skip
+        graph = rewrites.run(rewrites.one_length(widen(graph)), rewrites.PHASES[:2])
+        _check_constants(self.teacher.graph, "the teacher's")
+        _check_constants(graph, "the student's")
+        nodes = set(graph.nodes())
+        self.weights = {n: _parameter(n, d) for n, d in learned.items() if n in nodes}
+        self.rounded: dict[Node, RoundedWeight] = {}
+        if o.weights != "fp32":
+            graph, axes, tables = as_linears(graph, self.weights)
+            total = sum(d.array().size for d in learned.values())
+            for node, e in encodings(axes, tables, o.weights, o.group, o.embedding, total).items():
+                self.rounded[node] = RoundedWeight(self.weights[node], e, axes.get(node, 1))
+        self.count = sum(p.numel() for p in self.weights.values())
+        self.student = TorchGraph(graph, {**self.weights, **self.rounded})
+        self._match()
+
+    def _match(self) -> None:
+        """Outputs, inputs and hidden values of both."""
+        teacher, student, o = self.teacher.graph, self.student.graph, self.options
+        caches = _cache_outputs(teacher)
+        self.outputs = losses.outputs_of(teacher, student, o.losses, caches)
+        known = {n["name"]: n for n in teacher.inputs}
+        self.own = [n for n in self.student.inputs if n["name"] not in known]
+        for node in self.student.inputs:
+            theirs = known.get(node["name"], node)
+            if theirs.dtype != node.dtype or theirs.rank != node.rank:
+                raise EdgecError("EC1303", f"input {node['name']!r} is {theirs.type} of the teacher, {node.type} of the student",
+                                 None, "Export both with the same inputs")  # fmt: skip
+        self.pairs = []
+        for a, b in o.hidden:
+            t, s = losses.find(teacher, a, "teacher"), losses.find(student, b, "student")
+            sizes = t.shape[-1], s.shape[-1]
+            if t.rank != s.rank or not all(isinstance(d, int) for d in sizes):
+                raise EdgecError("EC1001", f"{a} is {t.type}, {b} is {s.type}: they cannot be compared", "--hidden")
+            with torch.random.fork_rng():
+                torch.manual_seed(o.seed)
+                project = (
+                    torch.nn.Identity() if sizes[0] == sizes[1] else torch.nn.Linear(sizes[1], sizes[0], bias=False)
+                )
+            self.pairs.append((losses.HiddenLoss(a, b, o.hidden_weight), t, s, project))
+
+    def take(self, found: data.Calibration) -> None:
+        """The data; a tenth is kept out of training."""
+        self.feeds, self.valid = found.feeds, found.valid
+        if self.own:
+            plain = plain_graph(self.student_path, self.options.dims)
+            names = {n["name"] for n in self.own}
+            extra = [data.empty_caches(plain, {k: f[k] for k in f}) for f in self.feeds]
+            if missing := names - (extra[0].keys() if extra else set()):
+                raise EdgecError("EC1303", f"the teacher has no input {sorted(missing)[0]!r} of the student", None,
+                                 "Export both with the same inputs")  # fmt: skip
+            self.feeds = [f | {k: v for k, v in e.items() if k in names} for f, e in zip(self.feeds, extra)]
+        self._merge()
+        count = len(self.feeds)
+        if count < 2:
+            raise EdgecError("EC1302", f"{found.samples} samples are too few to train on", None, "Give more data")
+        self.held = list(range(min(count - 1, 5), count, 10))
+        self.trained = [i for i in range(count) if i not in set(self.held)]
+        self.cache: dict[int, tuple] = {}
+        self.cached = 0
+
+    def _merge(self) -> None:
+        """Joins runs of one shape into batches of the size asked for, where the models leave the batch open."""
+        open_ = all(n.rank and symbol_name(n.shape[0]) for n in (*self.teacher.inputs, *self.student.inputs))
+        rows = max((v.shape[0] for v in self.feeds[0].values() if v.ndim), default=1) if self.feeds else 1
+        self.accumulate = max(1, round(self.options.batch / rows))
+        if not open_ or self.accumulate == 1:
+            return
+        any_length = all(n.rank < 2 or symbol_name(n.shape[1]) for n in (*self.teacher.inputs, *self.student.inputs))
+        groups: dict[tuple, list[int]] = {}
+        for i, feed in enumerate(self.feeds):
+            groups.setdefault(tuple((k, v.shape[1:]) for k, v in sorted(feed.items())), []).append(i)
+        feeds, valid = [], []
+        for members in groups.values():
+            for at in range(0, len(members), self.accumulate):
+                some = members[at : at + self.accumulate]
+                feeds.append({k: np.concatenate([self.feeds[i][k] for i in some]) for k in self.feeds[some[0]]})
+                masks = [self.valid[i] for i in some]
+                shape = next((m.shape for m in masks if m is not None), None)
+                whole = [np.ones(shape, bool) if m is None else m for m in masks] if shape else []
+                valid.append(np.concatenate(whole) if whole else None)
+                if valid[-1] is not None and any_length:
+                    feeds[-1], valid[-1] = _trimmed(feeds[-1], valid[-1])
+        self.feeds, self.valid, self.accumulate = feeds, valid, 1
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        projections = [p for *_, project in self.pairs for p in project.parameters()]
+        return [*self.weights.values(), *projections]
+
+    def answers(self, number: int) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """The teacher's outputs and hidden values. Raises EdgecError EC1303 for numbers that are not finite."""
+        if number in self.cache:
+            return self.cache[number]
+        names = {n["name"] for n in self.teacher.inputs}
+        with torch.no_grad():
+            feeds = {k: v for k, v in self.feeds[number].items() if k in names}
+            values, kept = self.teacher(feeds, keep=[t for _, t, _, _ in self.pairs])
+        outputs = {loss.name: values[loss.name] for loss in self.outputs}
+        valid = self._valid(number)
+        for name, value in outputs.items():
+            losses.check_finite(f"the teacher's output {name!r}", losses.rows(value, valid))
+        found = outputs, [kept[t] for _, t, _, _ in self.pairs]
+        size = sum(v.nbytes for v in (*outputs.values(), *found[1]))
+        if self.cached + size <= CACHED:
+            self.cache[number], self.cached = found, self.cached + size
+        return found
+
+    def _valid(self, number: int) -> Tensor | None:
+        valid = self.valid[number]
+        return None if valid is None else torch.from_numpy(valid)
+
+    def _losses(self, number: int) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
+        """(loss of each output, of hidden values, the student's outputs)"""
+        wanted, inside = self.answers(number)
+        names = {n["name"] for n in self.student.inputs}
+        feeds = {k: v for k, v in self.feeds[number].items() if k in names}
+        got, kept = self.student(feeds, keep=[s for *_, s, _ in self.pairs])
+        valid, temperature = self._valid(number), self.options.temperature
+        found = {d.name: losses.distance(d, wanted[d.name], got[d.name], valid, temperature) for d in self.outputs}
+        hidden = torch.zeros(())
+        for (loss, _, s, project), value in zip(self.pairs, inside):
+            hidden = hidden + loss.weight * losses.hidden(loss, value, kept[s], valid, project)
+        return found, hidden, got
+
+    def loss(self, number: int) -> Tensor:
+        """Of the batch that is this one of those trained on."""
+        found, hidden, _ = self._losses(self.trained[number])
+        return torch.stack([d.weight * found[d.name] for d in self.outputs]).sum() + hidden
+
+    def measure(self) -> tuple[dict[str, float], dict[str, float]]:
+        """The mean loss of each output on what was kept out, and agreements (see Report)."""
+        for module in self.rounded.values():
+            module.scale = None
+        self.student.eval()
+        sums: dict[str, list[float]] = {d.name: [] for d in self.outputs}
+        same: dict[str, list[float]] = {d.name: [] for d in self.outputs if d.kind in ("kl", "probabilities")}
+        with torch.no_grad():
+            for number in self.held:
+                found, _, got = self._losses(number)
+                for name, value in found.items():
+                    losses.check_finite(f"the loss of {name!r}", value)
+                    sums[name].append(value.item())
+                for name, rows in same.items():
+                    t, s = (losses.rows(x[name], self._valid(number)) for x in (self.answers(number)[0], got))
+                    rows.append((t.argmax(-1) == s.argmax(-1)).float().mean().item())
+        self.student.train()
+        return tuple({k: float(np.mean(v)) for k, v in d.items()} for d in (sums, same))  # type: ignore[return-value]
+
+
+def _trimmed(feeds: dict[str, np.ndarray], valid: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Without the columns that are padding in every row."""
+    end = int(np.flatnonzero(valid.any(0))[-1]) + 1
+    same = {k for k, v in feeds.items() if v.shape[:2] == valid.shape}
+    return {k: v[:, :end] if k in same else v for k, v in feeds.items()}, valid[:, :end]
+
+
+def _parameter(node: Node, data: Data) -> torch.nn.Parameter:
+    array = data.array().astype(np.float32)
+    losses.check_finite(f"the student's {node['name']!r}", array)
+    return torch.nn.Parameter(torch.from_numpy(array.copy()))
+
+
+def _check_constants(graph: Graph, whose: str) -> None:
+    """NaN is no weight; infinities may be masks."""
+    for node in graph.nodes():
+        if node.op == "constant" and node.dtype in ("f32", "f64") and np.isnan(node["data"].array()).any():
+            users = [graph.origin(u) for u in graph.users().get(node, ())][:1]
+            raise EdgecError("EC1303", f"{whose} weights hold numbers that are not finite", ", ".join(users) or None,
+                             "Check the model that it comes from")  # fmt: skip
+
+
+def _cache_outputs(graph: Graph) -> tuple[str, ...]:
+    found = rewrites.decoder.roles(graph)
+    return () if isinstance(found, str) else found.present

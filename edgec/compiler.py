@@ -135,9 +135,6 @@ class Build:
         self.options, self.progress = options, progress or (lambda phase, seconds, share=None: None)
         self.store = store or Store()
         self.target = targets.load(options.target)
-        if options.bits and not self.target.triple.startswith("x86_64"):
-            reason = f"no fast kernel takes weights of 4.25 bits on {self.target.name}"
-            raise EdgecError("EC1001", reason, "--bits", "Leave it out for 4.5 or 4.625 bits")
         self.dump_ir = None if dump_ir is None else Path(dump_ir)
         self.started = time.perf_counter()
         self.report = BuildReport(options=asdict(options) | {"dims": dict(options.dims)})

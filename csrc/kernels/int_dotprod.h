@@ -4,24 +4,26 @@
 template <Family kFamily, int kRows>
 EDGEC_INLINE void dot_half(const uint8_t* data, const int8x16_t (&x)[kRows][2], int32x4_t (&acc)[kRows][2]) {
   // Eight columns: 4 x 16 bytes hold 2 quarters x 16 k of nibbles, or x 8 k of bytes.
-#define EDGEC_STEP(j, w0, w1)                                                                \
-  for (int r = 0; r < kRows; ++r) {                                                          \
-    acc[r][0] = vdotq_laneq_s32(acc[r][0], vreinterpretq_s8_u8(w0), x[r][(j) / 4], (j) % 4); \
-    acc[r][1] = vdotq_laneq_s32(acc[r][1], vreinterpretq_s8_u8(w1), x[r][(j) / 4], (j) % 4); \
+#define EDGEC_STEP(j, w0, w1)                                           \
+  for (int r = 0; r < kRows; ++r) {                                     \
+    acc[r][0] = vdotq_laneq_s32(acc[r][0], w0, x[r][(j) / 4], (j) % 4); \
+    acc[r][1] = vdotq_laneq_s32(acc[r][1], w1, x[r][(j) / 4], (j) % 4); \
   }
-#define EDGEC_STEPS4(j)                                                       \
-  {                                                                           \
-    const uint8x16x4_t raw = vld1q_u8_x4(data + 16 * (j));                    \
-    EDGEC_STEP(j, vandq_u8(raw.val[0], mask), vandq_u8(raw.val[1], mask))     \
-    EDGEC_STEP(j + 1, vshrq_n_u8(raw.val[0], 4), vshrq_n_u8(raw.val[1], 4))   \
-    EDGEC_STEP(j + 2, vandq_u8(raw.val[2], mask), vandq_u8(raw.val[3], mask)) \
-    EDGEC_STEP(j + 3, vshrq_n_u8(raw.val[2], 4), vshrq_n_u8(raw.val[3], 4))   \
-  }
-#define EDGEC_STEPS2(j)                                    \
+#define EDGEC_LOW(i) neon_nibbles<kFamily>(vandq_u8(raw.val[i], mask))
+#define EDGEC_HIGH(i) neon_nibbles<kFamily>(vshrq_n_u8(raw.val[i], 4))
+#define EDGEC_STEPS4(j)                                    \
   {                                                        \
-    const uint8x16x4_t raw = vld1q_u8_x4(data + 32 * (j)); \
-    EDGEC_STEP(j, raw.val[0], raw.val[1])                  \
-    EDGEC_STEP(j + 1, raw.val[2], raw.val[3])              \
+    const uint8x16x4_t raw = vld1q_u8_x4(data + 16 * (j)); \
+    EDGEC_STEP(j, EDGEC_LOW(0), EDGEC_LOW(1))              \
+    EDGEC_STEP(j + 1, EDGEC_HIGH(0), EDGEC_HIGH(1))        \
+    EDGEC_STEP(j + 2, EDGEC_LOW(2), EDGEC_LOW(3))          \
+    EDGEC_STEP(j + 3, EDGEC_HIGH(2), EDGEC_HIGH(3))        \
+  }
+#define EDGEC_STEPS2(j)                                                                    \
+  {                                                                                        \
+    const int8x16x4_t raw = vld1q_s8_x4(reinterpret_cast<const int8_t*>(data) + 32 * (j)); \
+    EDGEC_STEP(j, raw.val[0], raw.val[1])                                                  \
+    EDGEC_STEP(j + 1, raw.val[2], raw.val[3])                                              \
   }
   if constexpr (kFamily == Family::kS8N16K4) {
     EDGEC_STEPS2(0) EDGEC_STEPS2(2) EDGEC_STEPS2(4) EDGEC_STEPS2(6)
@@ -30,6 +32,8 @@ EDGEC_INLINE void dot_half(const uint8_t* data, const int8x16_t (&x)[kRows][2], 
     EDGEC_STEPS4(0) EDGEC_STEPS4(4)
   }
 #undef EDGEC_STEP
+#undef EDGEC_LOW
+#undef EDGEC_HIGH
 #undef EDGEC_STEPS4
 #undef EDGEC_STEPS2
 }
@@ -37,12 +41,14 @@ EDGEC_INLINE void dot_half(const uint8_t* data, const int8x16_t (&x)[kRows][2], 
 // kRows x 16 sums.
 template <Family kFamily, int kRows>
 static void dot_direct(const uint8_t* a, const uint8_t* data, int64_t blocks, int64_t group_blocks, float* sums) {
-  constexpr bool kOffset = kFamily != Family::kS8N16K4;
+  constexpr bool kTable = kFamily == Family::kT4N16K4, kOffset = kFamily != Family::kS8N16K4 && !kTable;
   constexpr int64_t kData = data_bytes(kFamily);
   float32x4_t total[kRows][4];
   for (int r = 0; r < kRows; ++r) {
     for (int q = 0; q < 4; ++q) total[r][q] = vdupq_n_f32(0.0f);
   }
+  const uint8_t* const panel = data;
+  data += panel_header_bytes(kFamily);
   while (blocks > 0) {
     const uint8_t* header = data;
     data += header_bytes(kFamily);
@@ -71,6 +77,14 @@ static void dot_direct(const uint8_t* a, const uint8_t* data, int64_t blocks, in
         dot_half<kFamily, kRows>(data, x, acc);
         data += kData / 2;
         for (int q = 0; q < 2; ++q) {
+          if constexpr (kTable) {
+            const int32x4_t scale = neon_integer_scales(header, 2 * h + q);
+            for (int r = 0; r < kRows; ++r) {
+              const float32x4_t scaled = vcvtq_f32_s32(vmulq_s32(acc[r][q], scale));
+              total[r][2 * h + q] = vfmaq_n_f32(total[r][2 * h + q], scaled, row_scale[r]);
+            }
+            continue;
+          }
           const float32x4_t scale = neon_scales(header, 2 * h + q);
           for (int r = 0; r < kRows; ++r) {
             total[r][2 * h + q] =
@@ -82,28 +96,32 @@ static void dot_direct(const uint8_t* a, const uint8_t* data, int64_t blocks, in
     } while (--n > 0);
   }
   for (int r = 0; r < kRows; ++r) {
-    for (int q = 0; q < 4; ++q) vst1q_f32(sums + r * kPanel + 4 * q, total[r][q]);
+    for (int q = 0; q < 4; ++q) {
+      if (kTable) total[r][q] = vmulq_f32(total[r][q], neon_units(panel, q));
+      vst1q_f32(sums + r * kPanel + 4 * q, total[r][q]);
+    }
   }
 }
 
 // The same for one row and four panels of int4, in asm: a compiler hoists the unpacking of all panels and spills.
-// Registers: v0-v15 sums, v16-v19 dots, v20-v23 weights, v24-v25 scales, v26-v27 temporary, v28-v29 activations, v30
-// mask, v31 the row's scale and the correction (both in the first lanes).
+// Registers: v0-v15 sums, v16-v19 dots, v20-v23 weights, v24-v25 scales (t4: scales, table), v26-v27 temporary, v28-v29
+// activations, v30 mask, v31 the row's scale and the correction (both in the first lanes).
 // clang-format off
-#define EDGEC_UNPACK_DOT(w0, w1, d0, d1, x, l0, l1)                                              \
-  "and v26.16b, v" #w0 ".16b, v30.16b\n\tand v27.16b, v" #w1                                     \
-  ".16b, v30.16b\n\t"                                                                            \
-  "ushr v" #w0 ".16b, v" #w0 ".16b, #4\n\tushr v" #w1 ".16b, v" #w1                              \
-  ".16b, #4\n\t"                                                                                 \
-  "sdot v" #d0 ".4s, v26.16b, v" #x ".4b[" #l0 "]\n\tsdot v" #d1 ".4s, v27.16b, v" #x ".4b[" #l0 \
-  "]\n\t"                                                                                        \
+#define EDGEC_PLAIN(w0, w1)
+#define EDGEC_LOOK_UP(w0, w1) \
+  "tbl v" #w0 ".16b, {v25.16b}, v" #w0 ".16b\n\ttbl v" #w1 ".16b, {v25.16b}, v" #w1 ".16b\n\t"
+#define EDGEC_UNPACK_DOT(look_up, w0, w1, d0, d1, x, l0, l1)                                            \
+  "and v26.16b, v" #w0 ".16b, v30.16b\n\tand v27.16b, v" #w1 ".16b, v30.16b\n\t"                        \
+  "ushr v" #w0 ".16b, v" #w0 ".16b, #4\n\tushr v" #w1 ".16b, v" #w1 ".16b, #4\n\t"                      \
+  look_up(26, 27) look_up(w0, w1)                                                                       \
+  "sdot v" #d0 ".4s, v26.16b, v" #x ".4b[" #l0 "]\n\tsdot v" #d1 ".4s, v27.16b, v" #x ".4b[" #l0 "]\n\t" \
   "sdot v" #d0 ".4s, v" #w0 ".16b, v" #x ".4b[" #l1 "]\n\tsdot v" #d1 ".4s, v" #w1 ".16b, v" #x ".4b[" #l1 "]\n\t"
 #define EDGEC_LOAD_NIBBLES(p) "ld1 {v20.16b, v21.16b, v22.16b, v23.16b}, [%[d" #p "]], #64\n\t"
-#define EDGEC_HALF_DOT(p, d0, d1)            \
-  EDGEC_LOAD_NIBBLES(p)                      \
-  EDGEC_UNPACK_DOT(20, 21, d0, d1, 28, 0, 1) \
-  EDGEC_UNPACK_DOT(22, 23, d0, d1, 28, 2, 3) \
-  EDGEC_LOAD_NIBBLES(p) EDGEC_UNPACK_DOT(20, 21, d0, d1, 29, 0, 1) EDGEC_UNPACK_DOT(22, 23, d0, d1, 29, 2, 3)
+#define EDGEC_HALF_DOT(look_up, p, d0, d1)                                                                \
+  EDGEC_LOAD_NIBBLES(p)                                                                                   \
+  EDGEC_UNPACK_DOT(look_up, 20, 21, d0, d1, 28, 0, 1) EDGEC_UNPACK_DOT(look_up, 22, 23, d0, d1, 28, 2, 3) \
+  EDGEC_LOAD_NIBBLES(p)                                                                                   \
+  EDGEC_UNPACK_DOT(look_up, 20, 21, d0, d1, 29, 0, 1) EDGEC_UNPACK_DOT(look_up, 22, 23, d0, d1, 29, 2, 3)
 #define EDGEC_START_S4                               \
   "dup v16.4s, v31.s[1]\n\tdup v17.4s, v31.s[1]\n\t" \
   "dup v18.4s, v31.s[1]\n\tdup v19.4s, v31.s[1]\n\t"
@@ -113,32 +131,48 @@ static void dot_direct(const uint8_t* a, const uint8_t* data, int64_t blocks, in
   "ushll v27.8h, v26.8b, #0\n\tushll2 v26.8h, v26.16b, #0\n\tdup v20.8h, v31.h[2]\n\t"          \
   "smull v16.4s, v27.4h, v20.4h\n\tsmull2 v17.4s, v27.8h, v20.8h\n\t"                           \
   "smull v18.4s, v26.4h, v20.4h\n\tsmull2 v19.4s, v26.8h, v20.8h\n\t"
-#define EDGEC_PANEL(p, header, start, t0, t1, t2, t3) \
-  header start EDGEC_HALF_DOT(p, 16, 17) EDGEC_HALF_DOT(p, 18, 19)                                     \
+#define EDGEC_START_T4 "movi v16.4s, #0\n\tmovi v17.4s, #0\n\tmovi v18.4s, #0\n\tmovi v19.4s, #0\n\t"
+#define EDGEC_FLOATS "scvtf v16.4s, v16.4s\n\tscvtf v17.4s, v17.4s\n\tscvtf v18.4s, v18.4s\n\tscvtf v19.4s, v19.4s\n\t"
+#define EDGEC_END_S4(t0, t1, t2, t3)                                                                   \
   "fcvtl v20.4s, v24.4h\n\tfcvtl2 v21.4s, v24.8h\n\tfcvtl v22.4s, v25.4h\n\tfcvtl2 v23.4s, v25.8h\n\t" \
   "fmul v20.4s, v20.4s, v31.s[0]\n\tfmul v21.4s, v21.4s, v31.s[0]\n\t"                                 \
-  "fmul v22.4s, v22.4s, v31.s[0]\n\tfmul v23.4s, v23.4s, v31.s[0]\n\t"                                 \
-  "scvtf v16.4s, v16.4s\n\tscvtf v17.4s, v17.4s\n\tscvtf v18.4s, v18.4s\n\tscvtf v19.4s, v19.4s\n\t"   \
+  "fmul v22.4s, v22.4s, v31.s[0]\n\tfmul v23.4s, v23.4s, v31.s[0]\n\t" EDGEC_FLOATS                    \
   "fmla v" #t0 ".4s, v16.4s, v20.4s\n\tfmla v" #t1 ".4s, v17.4s, v21.4s\n\t"                           \
   "fmla v" #t2 ".4s, v18.4s, v22.4s\n\tfmla v" #t3 ".4s, v19.4s, v23.4s\n\t"
+#define EDGEC_END_U4 EDGEC_END_S4
+// Dots times a scale of 7 bits stay below 2^24: the product is exact as float, too.
+#define EDGEC_END_T4(t0, t1, t2, t3)                                                                              \
+  "sshll v22.8h, v24.8b, #0\n\tsshll2 v24.8h, v24.16b, #0\n\tsshll v20.4s, v22.4h, #0\n\t"                        \
+  "sshll2 v21.4s, v22.8h, #0\n\tsshll v22.4s, v24.4h, #0\n\tsshll2 v23.4s, v24.8h, #0\n\t"                        \
+  "mul v16.4s, v16.4s, v20.4s\n\tmul v17.4s, v17.4s, v21.4s\n\t"                                                  \
+  "mul v18.4s, v18.4s, v22.4s\n\tmul v19.4s, v19.4s, v23.4s\n\t" EDGEC_FLOATS                                     \
+  "fmla v" #t0 ".4s, v16.4s, v31.s[0]\n\tfmla v" #t1 ".4s, v17.4s, v31.s[0]\n\t"                                  \
+  "fmla v" #t2 ".4s, v18.4s, v31.s[0]\n\tfmla v" #t3 ".4s, v19.4s, v31.s[0]\n\t"
+#define EDGEC_LOOK_UP_S4 EDGEC_PLAIN
+#define EDGEC_LOOK_UP_U4 EDGEC_PLAIN
+#define EDGEC_LOOK_UP_T4 EDGEC_LOOK_UP
+#define EDGEC_PANEL(family, p, header, t0, t1, t2, t3)                  \
+  header EDGEC_START_##family EDGEC_HALF_DOT(EDGEC_LOOK_UP_##family, p, 16, 17) \
+      EDGEC_HALF_DOT(EDGEC_LOOK_UP_##family, p, 18, 19) EDGEC_END_##family(t0, t1, t2, t3)
 // Groups of one block: the header lies before the data. Larger ones read it again from where it was.
 #define EDGEC_HEADER_S4_NEXT(p) "ld1 {v24.8h, v25.8h}, [%[d" #p "]], #32\n\t"
 #define EDGEC_HEADER_S4_KEPT(p) "ld1 {v24.8h, v25.8h}, [%[h" #p "]]\n\t"
 #define EDGEC_HEADER_U4_NEXT(p) EDGEC_HEADER_S4_NEXT(p) "ldr d26, [%[d" #p "]], #8\n\t"
 #define EDGEC_HEADER_U4_KEPT(p) EDGEC_HEADER_S4_KEPT(p) "ldr d26, [%[h" #p "], #32]\n\t"
+#define EDGEC_HEADER_T4_NEXT(p) "ldr q24, [%[d" #p "]], #16\n\t"
 #define EDGEC_BLOCKS(family, where)                                                                                    \
   __asm__ volatile(                                                                                                    \
-      "1:\n\tldp q28, q29, [%[a]], #32\n\tldr d31, [%[a]], #8\n\tsaddlp v26.2s, v31.4h\n\tmov v31.s[1], "              \
-      "v26.s[1]\n\t" EDGEC_PANEL(0, EDGEC_HEADER_##family##_##where(0), EDGEC_START_##family, 0, 1, 2, 3)              \
-          EDGEC_PANEL(1, EDGEC_HEADER_##family##_##where(1), EDGEC_START_##family, 4, 5, 6, 7)                         \
-              EDGEC_PANEL(2, EDGEC_HEADER_##family##_##where(2), EDGEC_START_##family, 8, 9, 10, 11)                   \
-                  EDGEC_PANEL(3, EDGEC_HEADER_##family##_##where(3), EDGEC_START_##family, 12, 13, 14,                 \
-                              15) "subs %[n], %[n], #1\n\tb.ne 1b\n\t"                                                 \
+      "1:\n\tldp q28, q29, [%[a]], #32\n\tldr d31, [%[a]], #8\n\tsaddlp v26.2s, v31.4h\n\tmov v31.s[1], v26.s[1]\n\t"  \
+      EDGEC_PANEL(family, 0, EDGEC_HEADER_##family##_##where(0), 0, 1, 2, 3)                                           \
+      EDGEC_PANEL(family, 1, EDGEC_HEADER_##family##_##where(1), 4, 5, 6, 7)                                           \
+      EDGEC_PANEL(family, 2, EDGEC_HEADER_##family##_##where(2), 8, 9, 10, 11)                                         \
+      EDGEC_PANEL(family, 3, EDGEC_HEADER_##family##_##where(3), 12, 13, 14, 15)                                       \
+      "subs %[n], %[n], #1\n\tb.ne 1b\n\t"                                                                            \
       : [a] "+r"(a), [n] "+r"(n), [d0] "+r"(d0), [d1] "+r"(d1), [d2] "+r"(d2), [d3] "+r"(d3), "+w"(t0), "+w"(t1),      \
         "+w"(t2), "+w"(t3), "+w"(t4), "+w"(t5), "+w"(t6), "+w"(t7), "+w"(t8), "+w"(t9), "+w"(t10), "+w"(t11),          \
-        "+w"(t12), "+w"(t13), "+w"(t14), "+w"(t15)                                                                     \
+        "+w"(t12), "+w"(t13), "+w"(t14), "+w"(t15), "+w"(table)                                                        \
       : [h0] "r"(h0), [h1] "r"(h1), [h2] "r"(h2), [h3] "r"(h3), "w"(mask)                                              \
-      : "v16", "v17", "v18", "v19", "v20", "v21", "v22", "v23", "v24", "v25", "v26", "v27", "v28", "v29", "v31", "cc", \
+      : "v16", "v17", "v18", "v19", "v20", "v21", "v22", "v23", "v24", "v26", "v27", "v28", "v29", "v31", "cc",        \
         "memory")
 // clang-format on
 
@@ -156,13 +190,17 @@ static void dot_row4(const uint8_t* a, const uint8_t* packed, int64_t panel_byte
   register float32x4_t t12 __asm__("v12") = zero, t13 __asm__("v13") = zero;
   register float32x4_t t14 __asm__("v14") = zero, t15 __asm__("v15") = zero;
   register uint8x16_t mask __asm__("v30") = vdupq_n_u8(15);
-  const uint8_t *d0 = packed, *d1 = d0 + panel_bytes, *d2 = d1 + panel_bytes, *d3 = d2 + panel_bytes;
+  register int8x16_t table __asm__("v25") = vld1q_s8(kTable);  // the others' scales
+  const uint8_t *d0 = packed + panel_header_bytes(kFamily), *d1 = d0 + panel_bytes, *d2 = d1 + panel_bytes,
+                *d3 = d2 + panel_bytes;
   const uint8_t *h0 = d0, *h1 = d1, *h2 = d2, *h3 = d3;
   if (group_blocks == 1) {
     int64_t n = blocks;
     if (n > 0) {
       if constexpr (kFamily == Family::kS4N16K4) {
         EDGEC_BLOCKS(S4, NEXT);
+      } else if constexpr (kFamily == Family::kT4N16K4) {
+        EDGEC_BLOCKS(T4, NEXT);
       } else {
         EDGEC_BLOCKS(U4, NEXT);
       }
@@ -209,7 +247,10 @@ static void linear_dot_direct(const LinearJob& job, int64_t tile_begin, int64_t 
       const uint8_t* a = job.prepared + row * job.blocks * 40;
       if (wide) {
         dot_row4<kFamily>(a, b, job.panel_bytes, job.blocks, job.group_blocks, sums);
-        for (int p = 0; p < 4; ++p) store_tile(job, row, 1, panel + p, sums + p * kPanel);
+        for (int p = 0; p < 4; ++p) {
+          if (kFamily == Family::kT4N16K4) apply_exponents(b + p * job.panel_bytes, 1, sums + p * kPanel);
+          store_tile(job, row, 1, panel + p, sums + p * kPanel);
+        }
         continue;
       }
       if (rows == 1) {

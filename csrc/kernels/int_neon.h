@@ -22,8 +22,8 @@ EDGEC_INLINE int32x4_t neon_dot4(const uint8_t* x, const uint8_t* data, int quar
     int16x8_t low = vdupq_n_s16(0), high = low;
     for (int i = 0; i < 4; ++i) {
       const uint8x16_t raw = vld1q_u8(at + 32 * i);
-      const int8x16_t w0 = vreinterpretq_s8_u8(vandq_u8(raw, vdupq_n_u8(15)));
-      const int8x16_t w1 = vreinterpretq_s8_u8(vshrq_n_u8(raw, 4));
+      const int8x16_t w0 = neon_nibbles<kFamily>(vandq_u8(raw, vdupq_n_u8(15)));
+      const int8x16_t w1 = neon_nibbles<kFamily>(vshrq_n_u8(raw, 4));
       int32_t two[2];
       __builtin_memcpy(two, x + 8 * i, 8);
       const int8x8_t x0 = vreinterpret_s8_s32(vdup_n_s32(two[0])), x1 = vreinterpret_s8_s32(vdup_n_s32(two[1]));
@@ -41,18 +41,21 @@ static void linear_int_neon(const LinearJob& job, int64_t tile_begin, int64_t ti
   for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
     for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
       const int64_t row = job.row(tile), rows = job.row(tile + 1) - row;
-      const uint8_t* b = static_cast<const uint8_t*>(job.args.packed) + panel * job.panel_bytes;
-      const uint8_t* a = job.prepared + row * job.blocks * 40;
+      const uint8_t* from = static_cast<const uint8_t*>(job.args.packed) + panel * job.panel_bytes;
+      const uint8_t *b = from + panel_header_bytes(kFamily), *a = job.prepared + row * job.blocks * 40;
       for (float& s : sums) s = 0.0f;
       for (int64_t block = 0; block < job.blocks;) {
         const uint8_t* header = b;
         b += header_bytes(kFamily);
         for (int64_t i = 0; i < job.group_blocks && block < job.blocks; ++i, ++block) {
           for (int quarter = 0; quarter < 4; ++quarter) {
-            const float32x4_t scale = neon_scales(header, quarter);
+            constexpr bool kTable = kFamily == Family::kT4N16K4;
+            const float32x4_t scale = kTable ? vdupq_n_f32(1.0f) : neon_scales(header, quarter);
             for (int64_t r = 0; r < rows; ++r) {
               int32x4_t dot = neon_dot4<kFamily>(a + 32 * r, b, quarter);
-              if constexpr (kFamily != Family::kS8N16K4) {
+              if constexpr (kTable) {
+                dot = vmulq_s32(dot, neon_integer_scales(header, quarter));
+              } else if constexpr (kFamily != Family::kS8N16K4) {
                 const int32_t correction = neon_correction(a + rows * 36 + 4 * r);
                 if constexpr (kFamily == Family::kU4N16K4) {
                   dot = vmlaq_n_s32(dot, neon_zeros(header, quarter), correction);
@@ -70,6 +73,7 @@ static void linear_int_neon(const LinearJob& job, int64_t tile_begin, int64_t ti
           a += rows * 40;
         }
       }
+      if (kFamily == Family::kT4N16K4) apply_exponents(from, rows, sums);
       store_tile(job, row, rows, panel, sums);
     }
   }

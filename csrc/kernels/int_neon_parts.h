@@ -16,3 +16,19 @@ EDGEC_INLINE int32_t neon_correction(const uint8_t* sums) {
   __builtin_memcpy(pair, sums, 4);
   return pair[0] + pair[1];
 }
+// Nibbles to the integers that are multiplied: t4's come from its table.
+template <Family kFamily>
+EDGEC_INLINE int8x16_t neon_nibbles(uint8x16_t index) {
+  return kFamily == Family::kT4N16K4 ? vqtbl1q_s8(vld1q_s8(kTable), index) : vreinterpretq_s8_u8(index);
+}
+// t4: four integer scales of a group, and the powers of two of four columns of a panel.
+EDGEC_INLINE int32x4_t neon_integer_scales(const uint8_t* header, int quarter) {
+  int32_t four;
+  __builtin_memcpy(&four, header + 4 * quarter, 4);
+  return vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)))));
+}
+EDGEC_INLINE float32x4_t neon_units(const uint8_t* panel, int quarter) {
+  float unit[4];
+  for (int c = 0; c < 4; ++c) unit[c] = power_of_two(static_cast<int8_t>(panel[4 * quarter + c]));
+  return vld1q_f32(unit);
+}

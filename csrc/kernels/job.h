@@ -8,9 +8,9 @@ namespace edgec::kernels {
 constexpr int64_t kBlock = 32;  // activations that share a scale
 constexpr int64_t kMaxTileRows = 16;
 
-// S16: of four k in the order 0, 2, 1, 3. T: one s32 sum instead of two of s16. X4: tiles are padded to four rows; P2:
-// pairs of rows interleaved by 8 of k, their scales twice (r0 r0 r1 r1), no sums; Q16: sixteen rows interleaved by 4 of
-// k, tiles padded to sixteen, s32 sums.
+// S16: of four k in the order 0, 2, 1, 3. T: one s32 sum instead of two of s16. X4: tiles are padded to four rows, and
+// have a s32 start instead of the sums; P2: pairs of rows interleaved by 8 of k, their scales twice (r0 r0 r1 r1), no
+// sums; Q16: sixteen rows interleaved by 4 of k, tiles padded to sixteen, s32 sums.
 enum class Lhs : int32_t { F32, S8B32, S16B32, S8B32T, S8B32X4, S8P2B32X4, S8Q16B32 };
 
 // Bytes of one row's block in the prepared activations: values, f32 scale, and for S8B32 two s16 sums.

@@ -80,7 +80,11 @@ static int32_t sum_factor(const Format& format) {
 template <bool kWide, bool kTotal = false>
 static void prepare_blocks(const LinearJob& job, int64_t tile_begin, int64_t tile_end) {
   const int64_t value_bytes = kWide ? 64 : 32, row_bytes = kWide ? 68 : 40;
-  const int32_t factor = sum_factor(*job.args.format);
+  const Format& format = *job.args.format;
+  const int32_t factor = sum_factor(format);
+  // X4: what a row's integer sums start from (int_unpacked_neon.h); only s4 has its offset in there.
+  const bool starts = job.lhs == Lhs::S8B32X4;
+  const int32_t start_factor = format.bits == 4 && format.symmetric && !format.table ? -8 : 0;
   for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
     const int64_t first = job.row(tile), mr = job.stored_rows(tile);
     NormedRows rows(job, first, mr);
@@ -94,8 +98,8 @@ static void prepare_blocks(const LinearJob& job, int64_t tile_begin, int64_t til
         quantize_block<kWide>(rows.block(r, b * kBlock, left), left < kBlock ? left : kBlock, out + r * value_bytes,
                               &scale, sums);
         __builtin_memcpy(scales + 4 * r, &scale, 4);
-        if constexpr (kTotal) {
-          const int32_t total = factor * (sums[0] + sums[1]);
+        if (kTotal || starts) {
+          const int32_t sum = sums[0] + sums[1], total = starts ? 0x4b400000 + start_factor * sum : factor * sum;
           __builtin_memcpy(scales + 4 * mr + 4 * r, &total, 4);
         } else if constexpr (!kWide) {
           const int16_t pair[2] = {static_cast<int16_t>(factor * sums[0]), static_cast<int16_t>(factor * sums[1])};

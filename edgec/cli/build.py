@@ -74,7 +74,7 @@ def build(
     embedding
         Bits of embedding tables under int4, and of a head that is tied to one.
     bits
-        4.25 takes int4 weights from a table of 16 uneven values: fewer bits and less error than by default (x86-64 only).
+        4.25 takes int4 weights from a table of 16 uneven values: fewer bits and less error than by default.
     dim
         NAME=SIZE fixes a symbolic dim, NAME=LO..HI bounds it; repeat it for several. An unnamed dim is INPUT.AXIS.
     const

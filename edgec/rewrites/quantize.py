@@ -40,7 +40,7 @@ class Options:
     """What the command line says of weights.
 
     scheme: "symmetric", "asymmetric", "best" (asymmetric where it lowers a weight's error by `worthwhile_db`) or "table"
-    (16 uneven steps, 4.25 bits a weight; only x86-64 with AVX2 has fast kernels for it).
+    (16 uneven steps, 4.25 bits a weight).
     table_group: the group of 8-bit tables and 8-bit weights. importance: constant's key -> [K] weights of the columns
     in the squared error (calibration's mean square of the activations). embedding: bits of tables. store: where the
     encoded weights go. tick: called as they are made, with (weights done, of how many).

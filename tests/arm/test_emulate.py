@@ -86,6 +86,19 @@ def test_same_numbers_as_this_machine(model, target, weights, tmp_path):
             assert np.abs(got[name] - value).max() <= limit * np.abs(value).max(), (name, threads)
 
 
+@pytest.mark.parametrize("target", ["raspberry-pi-4", "raspberry-pi-5", "apple-m2"])
+def test_weights_from_a_table(model, target, tmp_path):
+    """4.25 bits: the kernels of NEON, dotprod and i8mm, one row and many."""
+    edgec.build(model, target=target, bits=4.25, out=tmp_path / "there.edgec")
+    edgec.build(model, bits=4.25, out=tmp_path / "here.edgec")
+    here, there = edgec.load(tmp_path / "here.edgec", threads=1), EmulatedSession(tmp_path / "there.edgec", threads=1)
+    for rows in (1, 7):
+        x = np.random.default_rng(rows).standard_normal((rows, 96)).astype(np.float32)
+        want, got = here(x=x), there(x=x)
+        for name, value in want.items():
+            assert np.abs(got[name] - value).max() <= 5e-3 * np.abs(value).max(), (name, rows)
+
+
 def test_command(model, tmp_path, capsys):
     """The whole command for a Mac, with the count of instructions."""
     import json

@@ -225,6 +225,7 @@ class Build:
             embedding=o.embedding,
             scheme="table" if o.bits else "best",
             store=self.store,
+            layouts=self.target.layouts,
             tick=self._share,
         )
         self.report.cached_bytes = self.store.bytes_found

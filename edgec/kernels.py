@@ -40,7 +40,8 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Format:
-    """A packed format. `group` 0: one scale for a whole row. `op`: what takes it, "linear" or "gather"."""
+    """A packed format. `group` 0: one scale for a whole row. `op`: what takes it, "linear" or "gather". `panel`: rows of
+    W that lie together, so that what is packed in pieces must be cut at multiples of it."""
 
     name: str
     family: str
@@ -49,6 +50,12 @@ class Format:
     symmetric: bool
     table: bool
     bits_per_weight: float
+    panel: int
+
+    @property
+    def layout(self) -> str:
+        """The order of the values: "n16k4", "n32k4", "n16" or "row"."""
+        return self.family.lstrip("sutf").lstrip("0123456789")
 
     @property
     def op(self) -> str:
@@ -87,14 +94,24 @@ def _call(where: str, function, *args):
         raise EdgecError("EC1605", reason, where=f"kernels.{where}") from e
 
 
-def format_name(bits: int = 4, group: int = 32, symmetric: bool = True, op: str = "linear", table: bool = False) -> str:
+def format_name(
+    bits: int = 4,
+    group: int = 32,
+    symmetric: bool = True,
+    op: str = "linear",
+    table: bool = False,
+    layouts: tuple[str, ...] = (),
+) -> str:
     """Name of the packed format for an encoding, e.g. "s4g32n16k4". bits 32: fp32 panels. op: what reads it; gather
     reads those of linear as well, but rows of their own are the better format where only it does. table: as `TABLE` says.
+    layouts: those that a target prefers, the best first; the others stand behind them, in the table's order.
 
     Raises EC1001 if there is none.
     """
+    rank = {layout: i for i, layout in enumerate(layouts)}
+    preferred = sorted(formats().values(), key=lambda f: rank.get(f.layout, len(rank)))
     for wanted in (op, "linear"):
-        for f in formats().values():
+        for f in preferred:
             same = (f.group, f.symmetric, f.table) == (group, symmetric, table)
             if (f.bits, f.op) == (bits, wanted) and (bits == 32 or same):
                 return f.name
@@ -136,7 +153,7 @@ def encode(
     w: np.ndarray, format: str, search: bool = True, importance: np.ndarray | None = None, threads: int = 1
 ) -> tuple[np.ndarray, float, float]:
     """`quantize` and `pack` of w [N, K] float32 (contiguous) in one pass: (bytes, sum of squared errors, sum of
-    squares). The bytes of blocks of rows follow each other: those of all but the last must be multiples of 16."""
+    squares). The bytes of blocks of rows follow each other: those of all but the last must be multiples of its panel."""
     return _call("encode", _k.encode, w, format, search, importance, threads)
 
 

@@ -37,13 +37,18 @@ class Target:
     l1d: int = 32 << 10
     l2: int = 512 << 10
     l3: int = 0
-    packed: tuple[str, ...] = ()  # packed weight formats, the preferred one first; (): the kernel table's own order
+    packed: tuple[str, ...] = ()  # layouts of packed weights that the matrix unit takes, the preferred one first
     clock_ghz: float = 0.0
     bandwidth_gbs: float = 0.0
     int8_macs: int = 0
     fp32_macs: int = 0
     watts: float = 0.0
     description: str = ""
+
+    @property
+    def layouts(self) -> tuple[str, ...]:
+        """The layouts of packed weights to prefer; (): the kernel table's own order."""
+        return self.packed if self.matrix_unit != "none" else ()
 
     @property
     def arch(self) -> str:

@@ -21,8 +21,9 @@ constexpr struct {
               {kAvx512bw, "avx512bw"}, {kAvx512dq, "avx512dq"}, {kAvx512vl, "avx512vl"}, {kAvx512vnni, "avx512vnni"},
               {kNeon, "neon"},         {kDotprod, "dotprod"},   {kI8mm, "i8mm"},         {kSme2, "sme2"}};
 
-#if defined(__aarch64__)
-// Kernels exist for streaming vectors of 128, 256 and 512 bits. The word is rdsvl x0, #1: the length in bytes.
+#if defined(__aarch64__) && defined(EDGEC_SME2)
+// Without a compiler that knows SME2 there are no kernels for it. They exist for streaming vectors of 128, 256 and 512
+// bits. The word is rdsvl x0, #1: the length in bytes.
 bool sme_length_known() {
   register uint64_t bytes __asm__("x0");
   __asm__ volatile(".inst 0x04bf5820" : "=r"(bytes));
@@ -54,7 +55,9 @@ uint32_t detect() {
 #if defined(__linux__)
   if (getauxval(AT_HWCAP) >> 20 & 1) bits |= kDotprod;
   if (getauxval(AT_HWCAP2) >> 13 & 1) bits |= kI8mm;
+#if defined(EDGEC_SME2)
   if ((getauxval(AT_HWCAP2) >> 37 & 1) && sme_length_known()) bits |= kSme2;
+#endif
 #elif defined(__APPLE__)
   const auto has = [](const char* name) {
     int value = 0;
@@ -63,7 +66,9 @@ uint32_t detect() {
   };
   if (has("hw.optional.arm.FEAT_DotProd")) bits |= kDotprod;
   if (has("hw.optional.arm.FEAT_I8MM")) bits |= kI8mm;
+#if defined(EDGEC_SME2)
   if (has("hw.optional.arm.FEAT_SME2") && sme_length_known()) bits |= kSme2;
+#endif
 #endif
 #endif
   if (const char* off = std::getenv("EDGEC_DISABLE")) {

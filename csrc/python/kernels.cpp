@@ -170,7 +170,8 @@ py::tuple encode(const py::array_t<float, py::array::c_style>& w, const std::str
     require(h.ndim() == 1 && h.shape(0) == k, "importance must be [K]");
   }
   Bytes out(static_cast<py::ssize_t>(ek::packed_nbytes(format, n, k)));
-  const auto panel_bytes = static_cast<int64_t>(ek::packed_nbytes(format, ek::kPanel, k));
+  const int64_t unit = ek::panel_columns(format.family);  // rows that lie together
+  const auto unit_bytes = static_cast<int64_t>(ek::packed_nbytes(format, unit, k));
   std::vector<double> errors(static_cast<size_t>(2 * n));
   const Lent pool(threads);
   uint8_t* to = out.mutable_data();
@@ -178,12 +179,12 @@ py::tuple encode(const py::array_t<float, py::array::c_style>& w, const std::str
   double noise = 0.0, signal = 0.0;
   {
     py::gil_scoped_release release;
-    ek::parallel(pool.lend, ek::panels(n), 1 + 4096 / (1 + k), [&](int64_t begin, int64_t end, int) {
-      std::vector<int8_t> q(static_cast<size_t>(ek::kPanel * k));
-      std::vector<uint16_t> scale(static_cast<size_t>(ek::kPanel * groups));
+    ek::parallel(pool.lend, (n + unit - 1) / unit, 1 + 4096 / (1 + k), [&](int64_t begin, int64_t end, int) {
+      std::vector<int8_t> q(static_cast<size_t>(unit * k));
+      std::vector<uint16_t> scale(static_cast<size_t>(unit * groups));
       std::vector<uint8_t> zero(format.symmetric ? 0 : scale.size());
       for (int64_t p = begin; p < end; ++p) {
-        const int64_t row = p * ek::kPanel, rows = std::min<int64_t>(ek::kPanel, n - row);
+        const int64_t row = p * unit, rows = std::min(unit, n - row);
         ek::QuantizeArgs args{from + row * k,
                               rows,
                               k,
@@ -198,7 +199,7 @@ py::tuple encode(const py::array_t<float, py::array::c_style>& w, const std::str
                               format.table,
                               &errors[2 * row]};
         ek::quantize_rows(args, 0, rows);
-        ek::pack_panels(format, q.data(), scale.data(), zero.data(), rows, k, 0, 1, to + p * panel_bytes);
+        ek::pack_panels(format, q.data(), scale.data(), zero.data(), rows, k, 0, ek::panels(rows), to + p * unit_bytes);
       }
     });
     for (int64_t r = 0; r < n; ++r) noise += errors[2 * r], signal += errors[2 * r + 1];
@@ -474,7 +475,8 @@ py::list list_formats() {
   for (int i = 0; i < count; ++i, ++f) {
     all.append(py::dict(py::arg("name") = f->name, py::arg("family") = ek::family_name(f->family),
                         py::arg("bits") = f->bits, py::arg("group") = f->group, py::arg("symmetric") = f->symmetric,
-                        py::arg("table") = f->table, py::arg("bits_per_weight") = f->bits_per_weight));
+                        py::arg("table") = f->table, py::arg("bits_per_weight") = f->bits_per_weight,
+                        py::arg("panel") = ek::panel_columns(f->family)));
   }
   return all;
 }

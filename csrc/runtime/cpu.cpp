@@ -69,7 +69,9 @@ std::vector<std::string> detect_features() {
   if (caps2 >> 13 & 1) found.push_back("i8mm");
   if (caps2 >> 14 & 1) found.push_back("bf16");
   if (caps2 >> 23 & 1) found.push_back("sme");
+#if defined(EDGEC_SME2)  // or there are no kernels for what an artifact that asks for it holds
   if (caps2 >> 37 & 1) found.push_back("sme2");
+#endif
 #elif defined(__APPLE__)
   const auto has = [](const char* name) {
     int value = 0;
@@ -81,7 +83,9 @@ std::vector<std::string> detect_features() {
   if (has("hw.optional.arm.FEAT_I8MM")) found.push_back("i8mm");
   if (has("hw.optional.arm.FEAT_BF16")) found.push_back("bf16");
   if (has("hw.optional.arm.FEAT_SME")) found.push_back("sme");
+#if defined(EDGEC_SME2)
   if (has("hw.optional.arm.FEAT_SME2")) found.push_back("sme2");
+#endif
 #endif
 #endif
   std::sort(found.begin(), found.end());

@@ -26,7 +26,7 @@ _CPUS = {
     "x86_64": dict.fromkeys(("avx2", "int_product_avx2", "rnn_avx2"), "x86_64_v3")
     | {"avx512vnni": "x86_64_v4+avx512vnni"},
 }
-_FLAGS = ("-std=c++20", "-O2", "-DNDEBUG", "-fvisibility=hidden", "-fwrapv", "-Wno-psabi", "-w")
+_FLAGS = ("-std=c++20", "-O2", "-DNDEBUG", "-fvisibility=hidden", "-fwrapv", "-Wno-psabi", "-w", "-DEDGEC_SME2")
 # of qemu's CPUs, the one that has what a target has and little more; else "max" with features taken away
 _QEMU_CPUS = {"cortex-a72": "cortex-a72", "cortex-a76": "cortex-a76", "cortex-a55": "cortex-a55",
               "neoverse-n1": "neoverse-n1"}  # fmt: skip

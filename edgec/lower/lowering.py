@@ -49,12 +49,12 @@ class Lowered:
                     yield name, kind, node, macs(node)
 
 
-def pick_format(w: Node, op: str) -> str:
-    """The packed format of a weight that `op` ("linear" or "gather") reads."""
+def pick_format(w: Node, op: str, layouts: tuple[str, ...] = ()) -> str:
+    """The packed format of a weight that `op` ("linear" or "gather") reads, in the layouts that the target prefers."""
     e = w.type.encoding
-    return (
-        kernels.format_name(32, op=op) if e is None else kernels.format_name(e.bits, e.group, not e.zero, op, e.table)
-    )
+    if e is None:
+        return kernels.format_name(32, op=op)
+    return kernels.format_name(e.bits, e.group, not e.zero, op, e.table, layouts)
 
 
 def pack(node: Node) -> Data:
@@ -71,7 +71,7 @@ def pack(node: Node) -> Data:
             for begin in range(0, size, BLOCK):
                 yield stored.read(begin, min(size, begin + BLOCK))
             return
-        for _, parts in data.blocks(16):  # a panel is 16 rows
+        for _, parts in data.blocks(kernels.formats()[format].panel):
             if "value" in parts:
                 yield kernels.pack(format, floats(parts["value"], threads), threads=threads)
             else:
@@ -86,7 +86,7 @@ def pack(node: Node) -> Data:
 def lower(graph: Graph, target: Target, progress: Callable[[str], None] = lambda phase: None) -> Lowered:
     """Raises EdgecError EC1401 with every op that cannot be lowered, EC1403 where compiling or linking fails."""
     progress("legalize")
-    graph = legalize(graph, pick_format)
+    graph = legalize(graph, lambda w, op: pick_format(w, op, target.layouts))
     progress("partition")
     backend = TvmBackend(target)
     parts = partition(graph, fusion)

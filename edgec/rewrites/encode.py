@@ -81,14 +81,16 @@ def encoded(
     store: Store | None = None,
     op: str = "linear",
     tick: Tick = lambda count: None,
+    layouts: tuple[str, ...] = (),
 ) -> tuple[Data, float]:
     """The plain weight [N, K] in that encoding, and its signal-to-noise ratio in dB (NaN: numbers that are not finite).
 
-    It is packed at once, in the format that `op` reads, and put into `store`. tick: called with the weights done.
+    It is packed at once, in the format that `op` reads, and put into `store`. tick: called with the weights done. layouts:
+    those of packed weights that the target prefers.
     """
     n, k = data.shape
     store, threads = store or Store(), threads or kernels.threads()
-    format = kernels.format_name(encoding.bits, encoding.group, not encoding.zero, op, encoding.table)
+    format = kernels.format_name(encoding.bits, encoding.group, not encoding.zero, op, encoding.table, layouts)
     size = kernels.packed_nbytes(format, n, k)
     parts = (_version(), key_text(data.key), str(encoding), format, _digest(importance))
     key = None if None in parts else "|".join(map(str, parts))
@@ -97,7 +99,7 @@ def encoded(
         writer = store.put(key, size)
         noise = signal = 0.0
         try:
-            for _, block in data.blocks(16):
+            for _, block in data.blocks(kernels.formats()[format].panel):
                 w = floats(block["value"], threads)
                 packed, more_noise, more_signal = kernels.encode(w, format, True, importance, threads)
                 noise, signal = noise + more_noise, signal + more_signal
@@ -123,9 +125,10 @@ def encoded(
 def packed_data(type: TensorType, key, packed: Packed) -> Data:
     """A handle of a quantized weight [N, K] that is stored in a packed format."""
     n, k = (d for d in type.shape if isinstance(d, int))
+    panel = kernels.formats()[packed.format].panel
 
     def rows(begin: int, end: int) -> Parts:
-        first, last = begin // 16 * 16, min(n, -(-end // 16) * 16)
+        first, last = begin // panel * panel, min(n, -(-end // panel) * panel)
         at, to = (kernels.packed_nbytes(packed.format, r, k) for r in (first, last))
         q, scale, zero = kernels.unpack(packed.format, packed.read(at, to), last - first, k, kernels.threads())
         inner = slice(begin - first, end - first)

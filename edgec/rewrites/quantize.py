@@ -43,7 +43,7 @@ class Options:
     (16 uneven steps, 4.25 bits a weight).
     table_group: the group of 8-bit tables and 8-bit weights. importance: constant's key -> [K] weights of the columns
     in the squared error (calibration's mean square of the activations). embedding: bits of tables. store: where the
-    encoded weights go. tick: called as they are made, with (weights done, of how many).
+    encoded weights go, packed in the layouts that the target prefers. tick: called with (weights done, of how many).
     """
 
     weights: str = "int4"
@@ -57,6 +57,7 @@ class Options:
     threads: int = 0
     embedding: int = 8
     store: Store = field(default_factory=Store)
+    layouts: tuple[str, ...] = ()
     tick: Callable[[int, int], None] = lambda done, total: None
 
     def __post_init__(self):
@@ -234,7 +235,7 @@ class Quantizer:
             self.options.tick(min(self._done, before + math.prod(data.shape)), sum(self._sizes.values()))
 
         o, op = self.options, "gather" if role == "embedding" else "linear"
-        found = encoded(data, encoding, self._importance.get(data.key), o.threads, o.store, op, tick)
+        found = encoded(data, encoding, self._importance.get(data.key), o.threads, o.store, op, tick, o.layouts)
         self._done = before + (0 if math.isnan(found[1]) else math.prod(data.shape))
         return found
 

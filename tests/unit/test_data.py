@@ -99,23 +99,27 @@ def test_parts_of_folded_constants(stored, data, dtype):
     assert b"".join(p.tobytes() for p in found.pieces()) == whole.tobytes()
 
 
-@pytest.mark.parametrize("encoding", [Quantized(4, 32), Quantized(4, 64, True), Quantized(8, 32), Quantized(8, 0)])
-def test_an_encoded_weight_is_the_packed_one(stored, encoding, monkeypatch, tmp_path):
+ENCODINGS = [(e, ()) for e in (Quantized(4, 32), Quantized(4, 64, True), Quantized(8, 32), Quantized(8, 0))]
+
+
+@pytest.mark.parametrize(("encoding", "layouts"), [*ENCODINGS, *((e, ("n32k4",)) for e, _ in ENCODINGS[:2])])
+def test_an_encoded_weight_is_the_packed_one(stored, encoding, layouts, monkeypatch, tmp_path):
     monkeypatch.setattr("edgec.ir.data.BLOCK", 4096)
     monkeypatch.setattr(Data.blocks, "__defaults__", (1, 4096))
-    w = np.random.default_rng(0).standard_normal((96, 70)).astype(np.float16)
+    w = np.random.default_rng(0).standard_normal((90, 70)).astype(np.float16)
     source = const_node("cast", const_node("transpose", stored(w.T.copy()), perm=(1, 0)), dtype="f32")["data"]
     q, scale, zero = kernels.quantize(w.astype(np.float32), encoding.bits, encoding.group, not encoding.zero)
     done = []
-    new, _ = encoded(source, encoding, store=Store(scratch=tmp_path), tick=done.append)
-    assert sum(done) == w.size and len(done) > 3
+    new, _ = encoded(source, encoding, store=Store(scratch=tmp_path), tick=done.append, layouts=layouts)
+    assert sum(done) == w.size and len(done) > 2
+    assert new.packed.format.endswith(layouts[0] if layouts else "n16k4")
     parts = new.parts()
     np.testing.assert_array_equal(parts["q"], q)
     np.testing.assert_array_equal(parts["scale"], scale)
     assert (zero is None) == ("zero" not in parts) and (zero is None or (parts["zero"] == zero).all())
     np.testing.assert_array_equal(new.rows(17, 50)["q"], q[17:50])
     for op in ("linear", "gather"):
-        format = kernels.format_name(encoding.bits, encoding.group, not encoding.zero, op)
+        format = kernels.format_name(encoding.bits, encoding.group, not encoding.zero, op, layouts=layouts)
         packed = pack(make("pack", constant(new), format=format))
         np.testing.assert_array_equal(packed.parts()["bytes"], kernels.pack(format, q, scale, zero))
 

@@ -112,3 +112,18 @@ def test_apple_host(monkeypatch, extra, name):
     monkeypatch.setattr(targets.sys, "platform", "darwin")
     monkeypatch.setattr(_core, "cpu_features", lambda: ["neon", "dotprod", "fullfp16", *extra])
     assert targets.host().cpu == name
+
+
+def test_layouts_of_packed_weights_follow_the_matrix_unit():
+    from dataclasses import replace
+
+    from edgec import kernels
+
+    known = {f.layout for f in kernels.formats().values()}
+    for name in FILES:
+        assert set(targets.load(name).packed) <= known, name
+    m4 = targets.load("apple-m4")
+    assert m4.layouts == ("n32k4",) and replace(m4, matrix_unit="none").layouts == ()
+    assert kernels.format_name(4, 64, False, layouts=m4.layouts) == "u4g64n32k4"
+    assert kernels.format_name(8, 0, layouts=m4.layouts) == "s8n16k4"  # there is no other
+    assert kernels.format_name(4, 32) == "s4g32n16k4" and kernels.format_name(32, layouts=m4.layouts) == "f32n16"

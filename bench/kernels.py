@@ -69,10 +69,11 @@ class Limits:
         command = [os.environ.get("CXX", "c++"), "-std=c++20", "-O3", "-mavx2", "-mfma", "-shared", "-fPIC", "-pthread"]
         subprocess.run([*command, str(source), "-o", str(library)], check=True)
         self.lib = ctypes.CDLL(str(library))
-        for name in ("read_bandwidth", "int8_limit", "fma_limit"):
+        for name in ("read_bandwidth", "int8_limit", "vnni_limit", "fma_limit"):
             getattr(self.lib, name).restype = ctypes.c_double
         self.lib.read_bandwidth.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]
-        self.lib.int8_limit.argtypes = self.lib.fma_limit.argtypes = [ctypes.c_int64, ctypes.c_int]
+        for function in (self.lib.int8_limit, self.lib.vnni_limit, self.lib.fma_limit):
+            function.argtypes = [ctypes.c_int64, ctypes.c_int]
         self.data = np.ones(STREAM_BYTES + 4096, np.uint8)
 
     def read_gbs(self, threads: int) -> float:
@@ -80,6 +81,9 @@ class Limits:
 
     def int8_gops(self, threads: int) -> float:
         return self.lib.int8_limit(50000, threads)
+
+    def vnni_gops(self, threads: int) -> float:
+        return self.lib.vnni_limit(50000, threads)
 
     def fma_gflops(self, threads: int) -> float:
         return self.lib.fma_limit(100000, threads)
@@ -129,7 +133,15 @@ def packed_copies(format: str, n: int, k: int, copies: int) -> list[np.ndarray]:
     w = np.random.default_rng(1).standard_normal((n, k)).astype(np.float32)
     q = (w,) if f.bits == 32 else ek.quantize(w, f.bits, f.group, f.symmetric, search=False, threads=2, table=f.table)
     first = ek.pack(format, *q, threads=2)
-    return [first.copy() for _ in range(copies)]
+    return [aligned(first) for _ in range(copies)]
+
+
+def aligned(data: np.ndarray) -> np.ndarray:
+    """A copy at a multiple of 64 bytes, as artifacts have their weights."""
+    memory = np.empty(data.nbytes + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    memory[start : start + data.nbytes] = data
+    return memory[start : start + data.nbytes]
 
 
 def alternate(calls: dict, rounds: int) -> dict[str, float]:
@@ -207,12 +219,13 @@ def run_gemm(limits: Limits, threads: int, rounds: int, shapes) -> list[dict]:
     for m, n, k in shapes:
         x = np.random.default_rng(2).standard_normal((m, k)).astype(np.float32)
         int4, fp32 = ort_int4(n, k, 1, threads), ort_fp32(n, k, threads)
-        peak, fma = [], []
+        peak, vnni, fma = [], [], []
         calls = {kind: GGML.product(kind, m, n, k, 1, threads)[0] for kind in ggml_types(k)}
         calls |= {
             "ort int4": lambda p=int4, x=x: p.run(None, {"x": x}),
             "ort fp32": lambda p=fp32, x=x: p.run(None, {"x": x}),
             "limit": lambda b=peak: b.append(limits.int8_gops(threads)),
+            "vnni": lambda b=vnni: b.append(limits.vnni_gops(threads)),
             "fma": lambda b=fma: b.append(limits.fma_gflops(threads)),
         }
         formats = ("s4g32n16k4", "u4g32n16k4", "t4g32n16k4", "s8g32n16k4", "f32n16")
@@ -223,13 +236,16 @@ def run_gemm(limits: Limits, threads: int, rounds: int, shapes) -> list[dict]:
         row = {
             "shape": f"{m}x{k}x{n}",
             "T": threads,
-            "limit_gops": statistics.median(peak),
-            "fma_gflops": statistics.median(fma),
+            "limit_gops": rate(peak),
+            "vnni_gops": rate(vnni),
+            "fma_gflops": rate(fma),
         }
-        rows.append(row | {f"{name}_gops": g for name, g in gops.items() if name not in ("limit", "fma")})
+        rows.append(row | {f"{name}_gops": g for name, g in gops.items() if name not in ("limit", "vnni", "fma")})
         limit = {"f32n16": row["fma_gflops"]}
         print(
-            f"  {m}x{k}x{n:<5} T{threads}  limit {row['limit_gops']:.0f} GOP/s, fma {row['fma_gflops']:.0f}  "
+            f"  {m}x{k}x{n:<5} T{threads}  limit {row['limit_gops']:.0f} GOP/s, "
+            + (f"vpdpbusd {row['vnni_gops']:.0f}, " if row["vnni_gops"] else "")
+            + f"fma {row['fma_gflops']:.0f}  "
             f"ort int4 {gops['ort int4']:.0f}, fp32 {gops['ort fp32']:.0f}  "
             + "".join(f"ggml {kind} {gops[kind]:.0f}  " for kind in ("q4_0", "q4_K") if kind in gops)
             + "  ".join(f"{f} {gops[f]:.0f} ({gops[f] / limit.get(f, row['limit_gops']):.0%})" for f in formats),

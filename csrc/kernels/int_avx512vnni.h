@@ -103,6 +103,98 @@ EDGEC_INLINE void dot_block(const uint8_t* a, const uint8_t* header, const uint8
   for (int r = 0; r < kRows; ++r) total[r] = scaled<kFamily>(acc[r], scale, scales + 4 * r, total[r]);
 }
 
+// One row: 256 bits, which spare putting the halves of a step together. High nibbles stay where they are: their sum is
+// 16 times theirs.
+struct OneRow {
+  __m256i x[8], sum;
+  __m256 scale;
+};
+EDGEC_INLINE OneRow one_row(const uint8_t* a) {
+  OneRow row;
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) row.x[i] = _mm512_castsi512_si256(broadcast4(a + 4 * i));
+  row.scale = _mm512_castps512_ps256(broadcast_scale(a + 32));
+  row.sum = _mm512_castsi512_si256(broadcast4(a + 36));
+  return row;
+}
+EDGEC_INLINE __m256i load32(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i_u*>(p)); }
+
+template <Family kFamily>
+EDGEC_INLINE __m256i dot_half(const OneRow& row, const uint8_t* b, __m256i acc) {
+  if constexpr (kFamily == Family::kS8N16K4) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      acc = _mm256_dpbusd_epi32(acc, _mm256_xor_si256(load32(b + 32 * i), _mm256_set1_epi8(-128)), row.x[i]);
+    }
+    return acc;
+  }
+  __m256i high = _mm256_setzero_si256();
+  const __m256i mask = _mm256_set1_epi8(15);
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m256i raw = load32(b + 32 * i);
+    if constexpr (kFamily == Family::kT4N16K4) {
+      const __m256i table = _mm512_castsi512_si256(_mm512_load_si512(kTableBytes.u));
+      const __m256i w = _mm256_and_si256(_mm256_srli_epi16(raw, 4), mask);
+      acc = _mm256_dpbusd_epi32(acc, _mm256_shuffle_epi8(table, _mm256_and_si256(raw, mask)), row.x[2 * i]);
+      high = _mm256_dpbusd_epi32(high, _mm256_shuffle_epi8(table, w), row.x[2 * i + 1]);
+    } else {
+      acc = _mm256_dpbusd_epi32(acc, _mm256_and_si256(raw, mask), row.x[2 * i]);
+      high = _mm256_dpbusd_epi32(high, _mm256_andnot_si256(mask, raw), row.x[2 * i + 1]);
+    }
+  }
+  return _mm256_add_epi32(acc, kFamily == Family::kT4N16K4 ? high : _mm256_srai_epi32(high, 4));
+}
+
+// Adds one block of one panel to total[2] by one row.
+template <Family kFamily>
+EDGEC_INLINE void dot_row(const OneRow& row, const uint8_t* header, const uint8_t* b, __m256* total) {
+  const __m512 scales = load_scales<kFamily>(header);
+#pragma GCC unroll 2
+  for (int h = 0; h < 2; ++h) {
+    __m256i acc = row.sum;
+    if constexpr (kFamily == Family::kU4N16K4) {
+      const __m256i zeros = _mm512_castsi512_si256(broadcast4(header + 32 + 4 * h));
+      const __m256i each = _mm256_srlv_epi32(zeros, _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+      acc = _mm256_madd_epi16(acc, _mm256_and_si256(each, _mm256_set1_epi32(15)));
+    }
+    acc = dot_half<kFamily>(row, b + h * data_bytes(kFamily) / 2, acc);
+    const __m256 values = _mm256_cvtepi32_ps(acc);
+    const __m256 scale = h ? _mm512_extractf32x8_ps(scales, 1) : _mm512_castps512_ps256(scales);
+    if constexpr (kFamily == Family::kT4N16K4) {
+      total[h] = _mm256_fmadd_ps(_mm256_mul_ps(values, scale), row.scale, total[h]);
+    } else {
+      total[h] = _mm256_fmadd_ps(values, _mm256_mul_ps(scale, row.scale), total[h]);
+    }
+  }
+}
+
+// As stream_panels, by one row.
+template <Family kFamily, int kPanels>
+EDGEC_INLINE void stream_row(const uint8_t* a, const uint8_t* const* panels, int64_t from, int64_t to,
+                             int64_t group_blocks, float* totals) {
+  constexpr int64_t kHeader = header_bytes(kFamily), kData = data_bytes(kFamily);
+  __m256 total[kPanels][2];
+  for (int p = 0; p < kPanels; ++p) {
+    for (int h = 0; h < 2; ++h) total[p][h] = _mm256_load_ps(totals + p * kPanel + 8 * h);
+  }
+  a += from * row_bytes(kFamily);
+  int64_t group = panel_header_bytes(kFamily) + from / group_blocks * (kHeader + group_blocks * kData);
+  int64_t in_group = from % group_blocks;
+  for (int64_t block = from; block < to; ++block, a += row_bytes(kFamily)) {
+    const OneRow row = one_row(a);
+#pragma GCC unroll 4
+    for (int p = 0; p < kPanels; ++p) {
+      const uint8_t* header = panels[p] + group;
+      dot_row<kFamily>(row, header, header + kHeader + in_group * kData, total[p]);
+    }
+    if (++in_group == group_blocks) in_group = 0, group += kHeader + group_blocks * kData;
+  }
+  for (int p = 0; p < kPanels; ++p) {
+    for (int h = 0; h < 2; ++h) _mm256_store_ps(totals + p * kPanel + 8 * h, total[p][h]);
+  }
+}
+
 // Blocks [from, to) of kPanels panels in turn by a row tile. totals: [panel][total_rows][16].
 template <Family kFamily, int kRows, int kPanels>
 EDGEC_INLINE void stream_panels(const uint8_t* a, const uint8_t* const* panels, int64_t from, int64_t to,
@@ -120,6 +212,8 @@ EDGEC_INLINE void stream_panels(const uint8_t* a, const uint8_t* const* panels, 
     for (int p = 0; p < kPanels; ++p) {
       const uint8_t* header = panels[p] + group;
       dot_block<kFamily, kRows>(a, header, header + kHeader + in_group * kData, total[p]);
+      // Else gcc loads each panel's activations once for all four, and spills them.
+      __asm__ volatile("" ::: "memory");
     }
     if (++in_group == group_blocks) in_group = 0, group += kHeader + group_blocks * kData;
   }
@@ -131,6 +225,9 @@ EDGEC_INLINE void stream_panels(const uint8_t* a, const uint8_t* const* panels, 
 template <Family kFamily, int kRows>
 static void stream_blocks(const uint8_t* a, const uint8_t* const* panels, int count, int64_t from, int64_t to,
                           int64_t group_blocks, float* totals, int64_t total_rows) {
+  if constexpr (kRows == 1) {
+    if (count == 4 && total_rows == 1) return stream_row<kFamily, 4>(a, panels, from, to, group_blocks, totals);
+  }
   if (count == 4) return stream_panels<kFamily, kRows, 4>(a, panels, from, to, group_blocks, totals, total_rows);
   for (int p = 0; p < count; ++p) {
     float* to_add = totals + p * total_rows * kPanel;
@@ -149,7 +246,7 @@ template <Family kFamily>
 struct Unpack {
   using Block = UnpackedBlock;
   static constexpr int64_t kRow = row_bytes(kFamily);
-  static constexpr int64_t kDepth = 20;  // blocks that fit L1 beside a row tile
+  static constexpr int64_t kDepth = 28;  // blocks that fit L1 beside a row tile
 
   // Blocks [from, to) of a panel.
   static void blocks(const uint8_t* b, int64_t from, int64_t to, int64_t group_blocks, Block* out) {

@@ -82,6 +82,7 @@ class BuildReport:
     (symbols at `sample`).
     arena_bytes and values_bytes: peak of the arena, and the sum of all values, at `sample`.
     notes: what a user should know of a language model: its cache, and why it is none that the session keeps.
+    healing: what healing changed, as edgec.distill.heal.Report says.
     cached_bytes: of the encoded weights, those that an earlier build had made. peak_rss_bytes: of this process so far.
     estimates: latency and energy on the target, as edgec.estimate.Estimate.to_dict says: of a run at `sample`; of a
     language model, of one token behind 128 and of a prompt of 128. Empty where the target lacks figures. work: what
@@ -100,6 +101,7 @@ class BuildReport:
     values_bytes: int = 0
     sample: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    healing: dict | None = None
     cached_bytes: int = 0
     peak_rss_bytes: int = 0
     phases: dict[str, float] = field(default_factory=dict)
@@ -144,6 +146,8 @@ class Build:
         self.lm: dict | None = None  # the manifest's key of that name
         self.files: dict[str, bytes] = {}  # tokenizer, chat template and configs: members of the artifact
         self.parameters = 0  # float numbers that the imported graph holds
+        self.distill: str | os.PathLike | None = None  # data to heal the quantized graph with
+        self.source_graph: Graph | None = None  # what it is healed against
         self._dumped = 0
         if self.dump_ir is not None:
             try:
@@ -155,7 +159,7 @@ class Build:
         self.progress(name, time.perf_counter() - self.started)
         self._phase_name, self._phase_at = name, time.perf_counter()
 
-    def _share(self, done: int, total: int) -> None:
+    def _share(self, done: float, total: float) -> None:
         self.progress(self._phase_name, time.perf_counter() - self.started, done / max(total, 1))
 
     def _done(self) -> None:
@@ -193,6 +197,8 @@ class Build:
         self._phase("rewrite")
         graph = widen(self.graph) if self.options.weights != "fp32" else self.graph
         self.graph = rewrites.run(rewrites.one_length(graph), rewrites.PHASES, dump=self.dump)
+        if self.distill is not None:
+            self.source_graph = self.graph
         self.graph, self.lm, self.report.notes = rewrites.as_decoder(
             self.graph, self.options.cached_in, self.options.max_context
         )
@@ -231,6 +237,23 @@ class Build:
         self.report.cached_bytes = self.store.bytes_found
         verify(self.graph)
         self.dump("quantize", self.graph)
+        self._done()
+        return self.graph
+
+    def heal(self) -> Graph:
+        """Norms, biases and scales learn from the source what pruning and quantization cost."""
+        from edgec.calibrate import data
+        from edgec.distill.heal import Options, heal
+
+        assert self.graph is not None and self.source_graph is not None and self.distill is not None
+        self._phase("heal")
+        found = data.load(self.distill, self.source_graph, self.files)
+        seen = lambda t: self._share(t.seconds, t.seconds + t.left)  # noqa: E731
+        self.graph, report = heal(self.source_graph, self.graph, found, Options(), seen)
+        self.report.healing = report.to_dict()
+        self.source_graph = None
+        verify(self.graph)
+        self.dump("heal", self.graph)
         self._done()
         return self.graph
 
@@ -308,6 +331,7 @@ class Build:
                 "weight_bits": r.weight_bits,
                 "macs": r.macs,
                 "sample": r.sample,
+                **({} if r.healing is None else {"healing": r.healing}),
                 "work": r.work,
             },
         }
@@ -434,6 +458,7 @@ def build(
     dump_ir: str | os.PathLike | None = None,
     cache: bool | str | os.PathLike = False,
     tokenizer: str | os.PathLike | None = None,
+    distill: str | os.PathLike | None = None,
     progress: Progress | None = None,
 ) -> BuildReport:
     """Compiles an ONNX model into an artifact.
@@ -446,7 +471,8 @@ def build(
     template and configs the artifact takes along, default the model's own; "none" for nothing. bits: 4.25 takes int4
     weights from a table of 16 uneven values (x86-64 only); None chooses steps of equal size in 4.5 or 4.625 bits.
     embedding: bits of tables (and of the head that is tied to one) under int4. cache: True or a folder keeps encoded
-    weights for later builds, so that one that was interrupted goes on where it was. Raises EdgecError; a failed build
+    weights for later builds, so that one that was interrupted goes on where it was. distill: data (calibrate.data) on which
+    norms, biases and scales learn from the source what quantization cost; needs torch. Raises EdgecError; a failed build
     leaves nothing behind but that.
     """
     for package in ("onnx", "onnx_ir", "tvm"):
@@ -454,6 +480,11 @@ def build(
             raise EdgecError("EC1002", f"building needs {package}", hint="Install it: pip install 'edgec[build]'")
     if stop_after is not None and stop_after not in PHASES:
         raise EdgecError("EC1001", f"{stop_after!r} is none of {', '.join(PHASES)}", "--stop-after")
+    if distill is not None:
+        if importlib.util.find_spec("torch") is None:
+            raise EdgecError("EC1002", "--distill needs torch", hint="Install it: pip install 'edgec[distill]'")
+        if weights == "fp32":
+            raise EdgecError("EC1001", "fp32 weights lose nothing that could heal", "--distill", "Leave it out")
     options = Options(target, weights, group, activations, dict(dims or {}), kv_cache, max_context, embedding, bits)
     is_path = isinstance(model, (str, os.PathLike))
     if out is None:
@@ -468,8 +499,15 @@ def build(
 
         model = model_file(model)
         job.files = text_files(model, tokenizer)
+    job.distill = distill
     job.load(model, constants)
-    steps: dict[str, Callable] = {"import": lambda: None, "rewrite": job.rewrite, "quantize": job.quantize,
+
+    def quantize() -> None:
+        job.quantize()
+        if distill is not None:
+            job.heal()
+
+    steps: dict[str, Callable] = {"import": lambda: None, "rewrite": job.rewrite, "quantize": quantize,
                                   "lower": job.lower, "write": lambda: job.write(out)}  # fmt: skip
     for phase, step in steps.items():
         step()

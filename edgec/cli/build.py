@@ -43,6 +43,7 @@ def build(
     dim: tuple[str, ...] = (),
     const: tuple[str, ...] = (),
     calib: Path | None = None,
+    distill: Path | None = None,
     stop_after: str | None = None,
     dump_ir: Path | None = None,
     tokenizer: str | None = None,
@@ -81,6 +82,9 @@ def build(
         NAME=VALUE or NAME=FILE.npy makes an input a constant; repeat it for several.
     calib
         Inputs to measure on (.npz).
+    distill
+        Texts or arrays (as --calib) on which norms, biases and scales learn from the source what the quantized model lost; needs
+        torch, minutes.
     stop_after
         Stop after this phase; nothing is written but what --dump-ir asks for.
     dump_ir
@@ -102,6 +106,8 @@ def build(
         raise EdgecError("EC1001", f"{group} is not a positive number", "--group")
     if calib is not None:
         existing(calib, "--calib")
+    if distill is not None:
+        existing(distill, "--distill")
     constants = {name: read_array(value, f"--const {name}") for name, value in map(_pair, const)}
     from edgec import compiler
 
@@ -126,6 +132,7 @@ def build(
             dump_ir=dump_ir,
             cache=not no_cache,
             tokenizer=tokenizer,
+            distill=distill,
             progress=progress,
         )
         check = None
@@ -282,6 +289,7 @@ def _show(found: dict[str, Any], out: Path) -> None:
             ("tuned", f"{found['tuned_share']:.1%} of {found['macs'] / 1e6:.1f} M multiply-accumulates"),
             ("memory", memory),
             *(("estimated", e["text"]) for e in found["estimates"]),
+            ("healed", _healing_text(found["healing"])),
             ("error", _error_text(found["check"])),
             ("cache", f"{bytes_text(cached)} of encoded weights from an earlier build" if cached else None),
             ("time", f"{found['seconds']:.1f} s, {bytes_text(found['peak_rss_bytes'])} of memory at most"),
@@ -291,6 +299,13 @@ def _show(found: dict[str, Any], out: Path) -> None:
         print(f"note: {line}")
     for line in found["untuned"][:5]:
         print(f"untuned: {line}")
+
+
+def _healing_text(found: dict[str, Any] | None) -> str | None:
+    if found is None:
+        return None
+    before, after = (sum(found[k].values()) for k in ("before", "after"))
+    return f"loss against the source {before:.4f} -> {after:.4f} on data kept out, {found['closed']:.0%} of it gone"
 
 
 def _error_text(check: dict[str, Any] | None) -> str | None:

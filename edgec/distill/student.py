@@ -16,17 +16,16 @@ from edgec import frontend, kernels, rewrites
 from edgec.calibrate import data
 from edgec.distill import losses
 from edgec.distill.fit import Checkpoint, Plan, Tick, fit
+from edgec.distill.lesson import Inner, Lesson
 from edgec.distill.rounding import RoundedWeight, as_linears, encodings
 from edgec.distill.torch_graph import TorchGraph
 from edgec.errors import EdgecError
 from edgec.frontend.folder import model_file, text_files
-from edgec.ir.dims import symbol_name
 from edgec.ir.node import Data, Graph, Node
 from edgec.rewrites.widen import widen
 
 Tensor = torch.Tensor
 WEIGHTS = ("int4", "int8", "fp32")
-CACHED = 1 << 29  # bytes of teacher's values that are kept instead of computed again
 
 
 @dataclass(frozen=True)
@@ -105,11 +104,12 @@ def distill(
     found = data.load(samples, pair.teacher.graph, text_files(teacher, tokenizer), length=o.length, limit=o.samples or 1 << 20,
                       seed=o.seed)  # fmt: skip
     pair.take(found)
-    report = Report(str(out), samples=found.samples, held_out=len(pair.held), parameters=pair.count)
+    lesson = pair.lesson
+    report = Report(str(out), samples=found.samples, held_out=len(lesson.held), parameters=pair.count)
     report.rounded = {node["name"]: m.encoding.bits for node, m in pair.rounded.items()}
-    report.before = pair.measure()[0]
-    accumulate = pair.accumulate
-    steps = o.steps or max(1, round(o.epochs * len(pair.trained) / accumulate))
+    report.before = lesson.measure()[0]
+    accumulate = lesson.accumulate
+    steps = o.steps or max(1, round(o.epochs * len(lesson.trained) / accumulate))
     key = _key(o, found.key, teacher, student)
     checkpoint = Checkpoint(out.with_name(out.name + ".checkpoint"), key)
     plan = Plan(steps, o.lr, accumulate, seed=o.seed, minutes=o.minutes)
@@ -121,9 +121,9 @@ def distill(
         tick(t)
 
     groups, carried = [{"params": pair.parameters()}], list(pair.rounded.values())
-    report.history = fit(groups, pair.loss, len(pair.trained), plan, seen, checkpoint, carried)
+    report.history = fit(groups, lesson.loss, len(lesson.trained), plan, seen, checkpoint, carried)
     report.steps, report.seconds = len(report.history), started or 0.0
-    report.after, report.agreement = pair.measure()
+    report.after, report.agreement = lesson.measure()
     frontend.replace(student, out, {n["name"]: p.detach().numpy() for n, p in pair.weights.items()})
     checkpoint.remove()
     return report
@@ -174,7 +174,7 @@ class Pair:
         """Outputs, inputs and hidden values of both."""
         teacher, student, o = self.teacher.graph, self.student.graph, self.options
         caches = _cache_outputs(teacher)
-        self.outputs = losses.outputs_of(teacher, student, o.losses, caches)
+        outputs = losses.outputs_of(teacher, student, o.losses, caches)
         known = {n["name"]: n for n in teacher.inputs}
         self.own = [n for n in self.student.inputs if n["name"] not in known]
         for node in self.student.inputs:
@@ -182,7 +182,7 @@ class Pair:
             if theirs.dtype != node.dtype or theirs.rank != node.rank:
                 raise EdgecError("EC1303", f"input {node['name']!r} is {theirs.type} of the teacher, {node.type} of the student",
                                  None, "Export both with the same inputs")  # fmt: skip
-        self.pairs = []
+        self.pairs: list[Inner] = []
         for a, b in o.hidden:
             t, s = losses.find(teacher, a, "teacher"), losses.find(student, b, "student")
             sizes = t.shape[-1], s.shape[-1]
@@ -194,120 +194,29 @@ class Pair:
                     torch.nn.Identity() if sizes[0] == sizes[1] else torch.nn.Linear(sizes[1], sizes[0], bias=False)
                 )
             self.pairs.append((losses.HiddenLoss(a, b, o.hidden_weight), t, s, project))
+        self.lesson = Lesson(self.teacher, self.student, outputs, temperature=o.temperature, pairs=self.pairs, batch=o.batch,
+                             refresh=self._refresh)  # fmt: skip
 
     def take(self, found: data.Calibration) -> None:
-        """The data; a tenth is kept out of training."""
-        self.feeds, self.valid = found.feeds, found.valid
+        """The data, and the empty caches that the student alone has."""
+        feeds = found.feeds
         if self.own:
             plain = plain_graph(self.student_path, self.options.dims)
             names = {n["name"] for n in self.own}
-            extra = [data.empty_caches(plain, {k: f[k] for k in f}) for f in self.feeds]
+            extra = [data.empty_caches(plain, dict(f)) for f in feeds]
             if missing := names - (extra[0].keys() if extra else set()):
                 raise EdgecError("EC1303", f"the teacher has no input {sorted(missing)[0]!r} of the student", None,
                                  "Export both with the same inputs")  # fmt: skip
-            self.feeds = [f | {k: v for k, v in e.items() if k in names} for f, e in zip(self.feeds, extra)]
-        self._merge()
-        count = len(self.feeds)
-        if count < 2:
-            raise EdgecError("EC1302", f"{found.samples} samples are too few to train on", None, "Give more data")
-        self.held = list(range(min(count - 1, 5), count, 10))
-        self.trained = [i for i in range(count) if i not in set(self.held)]
-        self.cache: dict[int, tuple] = {}
-        self.cached = 0
+            feeds = [f | {k: v for k, v in e.items() if k in names} for f, e in zip(feeds, extra)]
+        self.lesson.take(feeds, found.valid, found.samples)
 
-    def _merge(self) -> None:
-        """Joins runs of one shape into batches of the size asked for, where the models leave the batch open."""
-        open_ = all(n.rank and symbol_name(n.shape[0]) for n in (*self.teacher.inputs, *self.student.inputs))
-        rows = max((v.shape[0] for v in self.feeds[0].values() if v.ndim), default=1) if self.feeds else 1
-        self.accumulate = max(1, round(self.options.batch / rows))
-        if not open_ or self.accumulate == 1:
-            return
-        any_length = all(n.rank < 2 or symbol_name(n.shape[1]) for n in (*self.teacher.inputs, *self.student.inputs))
-        groups: dict[tuple, list[int]] = {}
-        for i, feed in enumerate(self.feeds):
-            groups.setdefault(tuple((k, v.shape[1:]) for k, v in sorted(feed.items())), []).append(i)
-        feeds, valid = [], []
-        for members in groups.values():
-            for at in range(0, len(members), self.accumulate):
-                some = members[at : at + self.accumulate]
-                feeds.append({k: np.concatenate([self.feeds[i][k] for i in some]) for k in self.feeds[some[0]]})
-                masks = [self.valid[i] for i in some]
-                shape = next((m.shape for m in masks if m is not None), None)
-                whole = [np.ones(shape, bool) if m is None else m for m in masks] if shape else []
-                valid.append(np.concatenate(whole) if whole else None)
-                if valid[-1] is not None and any_length:
-                    feeds[-1], valid[-1] = _trimmed(feeds[-1], valid[-1])
-        self.feeds, self.valid, self.accumulate = feeds, valid, 1
+    def _refresh(self) -> None:
+        for module in self.rounded.values():
+            module.scale = None
 
     def parameters(self) -> list[torch.nn.Parameter]:
         projections = [p for *_, project in self.pairs for p in project.parameters()]
         return [*self.weights.values(), *projections]
-
-    def answers(self, number: int) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """The teacher's outputs and hidden values. Raises EdgecError EC1303 for numbers that are not finite."""
-        if number in self.cache:
-            return self.cache[number]
-        names = {n["name"] for n in self.teacher.inputs}
-        with torch.no_grad():
-            feeds = {k: v for k, v in self.feeds[number].items() if k in names}
-            values, kept = self.teacher(feeds, keep=[t for _, t, _, _ in self.pairs])
-        outputs = {loss.name: values[loss.name] for loss in self.outputs}
-        valid = self._valid(number)
-        for name, value in outputs.items():
-            losses.check_finite(f"the teacher's output {name!r}", losses.rows(value, valid))
-        found = outputs, [kept[t] for _, t, _, _ in self.pairs]
-        size = sum(v.nbytes for v in (*outputs.values(), *found[1]))
-        if self.cached + size <= CACHED:
-            self.cache[number], self.cached = found, self.cached + size
-        return found
-
-    def _valid(self, number: int) -> Tensor | None:
-        valid = self.valid[number]
-        return None if valid is None else torch.from_numpy(valid)
-
-    def _losses(self, number: int) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
-        """(loss of each output, of hidden values, the student's outputs)"""
-        wanted, inside = self.answers(number)
-        names = {n["name"] for n in self.student.inputs}
-        feeds = {k: v for k, v in self.feeds[number].items() if k in names}
-        got, kept = self.student(feeds, keep=[s for *_, s, _ in self.pairs])
-        valid, temperature = self._valid(number), self.options.temperature
-        found = {d.name: losses.distance(d, wanted[d.name], got[d.name], valid, temperature) for d in self.outputs}
-        hidden = torch.zeros(())
-        for (loss, _, s, project), value in zip(self.pairs, inside):
-            hidden = hidden + loss.weight * losses.hidden(loss, value, kept[s], valid, project)
-        return found, hidden, got
-
-    def loss(self, number: int) -> Tensor:
-        """Of the batch that is this one of those trained on."""
-        found, hidden, _ = self._losses(self.trained[number])
-        return torch.stack([d.weight * found[d.name] for d in self.outputs]).sum() + hidden
-
-    def measure(self) -> tuple[dict[str, float], dict[str, float]]:
-        """The mean loss of each output on what was kept out, and agreements (see Report)."""
-        for module in self.rounded.values():
-            module.scale = None
-        self.student.eval()
-        sums: dict[str, list[float]] = {d.name: [] for d in self.outputs}
-        same: dict[str, list[float]] = {d.name: [] for d in self.outputs if d.kind in ("kl", "probabilities")}
-        with torch.no_grad():
-            for number in self.held:
-                found, _, got = self._losses(number)
-                for name, value in found.items():
-                    losses.check_finite(f"the loss of {name!r}", value)
-                    sums[name].append(value.item())
-                for name, rows in same.items():
-                    t, s = (losses.rows(x[name], self._valid(number)) for x in (self.answers(number)[0], got))
-                    rows.append((t.argmax(-1) == s.argmax(-1)).float().mean().item())
-        self.student.train()
-        return tuple({k: float(np.mean(v)) for k, v in d.items()} for d in (sums, same))  # type: ignore[return-value]
-
-
-def _trimmed(feeds: dict[str, np.ndarray], valid: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Without the columns that are padding in every row."""
-    end = int(np.flatnonzero(valid.any(0))[-1]) + 1
-    same = {k for k, v in feeds.items() if v.shape[:2] == valid.shape}
-    return {k: v[:, :end] if k in same else v for k, v in feeds.items()}, valid[:, :end]
 
 
 def _parameter(node: Node, data: Data) -> torch.nn.Parameter:

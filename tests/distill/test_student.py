@@ -266,8 +266,9 @@ def test_batches_of_texts_lose_their_common_padding(pair):
         samples = 4
 
     pair_.options = replace(QUICK, batch=2)
+    pair_.lesson.batch = 2
     pair_.take(Found)  # not merged: batch is that of the data
-    assert [v.shape for v in pair_.valid] == [(2, 32)] * 2
+    assert [v.shape for v in pair_.lesson.valid] == [(2, 32)] * 2
 
 
 # --- what it refuses ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,169 @@
+"""Quantized graphs healed against their source."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from distill.conftest import write_mlp
+
+import edgec
+from edgec.calibrate.data import Calibration
+from edgec.cli import main
+from edgec.distill.heal import Options, Scales, Vector, heal, learnable
+from edgec.distill.torch_graph import TorchGraph
+from edgec.errors import EdgecError
+from edgec.ir import evaluate
+from edgec.ir.node import Graph, constant
+from edgec.rewrites.examples import f32, graph_of, weights
+from edgec.rewrites.pattern import b
+from edgec.rewrites.quantize import quantize
+
+K = 96
+
+
+def model() -> Graph:
+    """Two products that are large enough for 4 bits, a norm before each."""
+    x = b.layer_norm(f32("x", "n", K), weights(K, seed=1), weights(K, seed=2), axis=1, eps=1e-5)
+    y = b.linear(x, weights(1024, K, seed=3, scale=0.1), weights(1024, seed=4), act="gelu")
+    y = b.rms_norm(y, weights(1024, seed=5), axis=1, eps=1e-5)
+    return graph_of(b.linear(y, weights(128, 1024, seed=6, scale=0.03), None))
+
+
+def samples(count: int = 12) -> Calibration:
+    rng = np.random.default_rng(0)
+    mix = rng.standard_normal((8, K)).astype(np.float32)
+    feeds = [{"x": rng.standard_normal((16, 8)).astype(np.float32) @ mix} for _ in range(count)]
+    return Calibration(feeds, [None] * count, 16 * count, "key")
+
+
+def test_healing_closes_half_of_the_gap_on_data_it_has_not_seen():
+    source = model()
+    graph, _ = quantize(source)
+    healed, report = heal(source, graph, samples(), Options(epochs=12, lr=8e-3, batch=16))
+    assert report.closed > 0.5 and report.after["y0"] < 0.5 * report.before["y0"]
+    assert report.vectors and report.scales
+    fresh = samples(13).feeds[12]
+    want, old, new = (evaluate.run(g, fresh)["y0"] for g in (source, graph, healed))
+    assert np.square(new - want).mean() < 0.8 * np.square(old - want).mean()
+
+
+def test_integers_and_types_stay_and_scales_are_halves():
+    source = model()
+    graph, _ = quantize(source)
+    healed, _ = heal(source, graph, samples(4), Options(epochs=1, batch=16))
+    assert [n.type for n in graph.nodes()] == [n.type for n in healed.nodes()]
+    for old, new in zip(graph.nodes(), healed.nodes()):
+        if old.op == "constant" and old.type.encoding is not None:
+            a, c = old["data"].parts(), new["data"].parts()
+            np.testing.assert_array_equal(a["q"], c["q"])
+            assert c["scale"].dtype == np.float16 and (a["scale"] != c["scale"]).mean() > 0.5
+            assert ("zero" in a) == ("zero" in c) and ("zero" not in a or (a["zero"] == c["zero"]).all())
+
+
+def test_before_it_learns_the_graph_is_the_quantized_one():
+    graph, _ = quantize(model())
+    feeds = samples(1).feeds[0]
+    with torch.no_grad():
+        got = TorchGraph(graph, learnable(graph))(feeds)[0]["y0"].numpy()
+    want = evaluate.run(graph, feeds)["y0"]
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-3 * np.abs(want).max())
+
+
+def test_gradients_of_scales_are_those_of_finite_differences():
+    graph, _ = quantize(model())
+    node = next(n for n in learnable(graph) if n.type.encoding is not None and n.shape == (1024, K))
+    module = Scales(node["data"])
+    direction = torch.randn(node.shape, generator=torch.Generator().manual_seed(0))
+    scale = module.scale.clone().requires_grad_()
+    (type(module).forward(module) * direction).sum().backward()
+    plain = (
+        module.q.float() - module.zero.float().repeat_interleave(32, 1) if module.zero is not None else module.q.float()
+    )
+    want = (plain * direction).view(1024, -1, 32).sum(-1) * scale.detach()
+    torch.testing.assert_close(module.delta.grad, want, rtol=1e-3, atol=1e-3)
+
+
+def test_tails_of_groups_and_vectors_of_zeros():
+    rng = np.random.default_rng(1)
+    from edgec.ir.data import Data
+    from edgec.ir.types import Quantized, TensorType
+
+    q = rng.integers(0, 15, (5, 40), endpoint=True).astype(np.uint8)
+    scale = rng.standard_normal((5, 2)).astype(np.float16)
+    zero = rng.integers(0, 15, (5, 2)).astype(np.uint8)
+    data = Data.quantized(TensorType("f32", (5, 40), Quantized(4, 32, True)), q, scale, zero)
+    np.testing.assert_allclose(Scales(data)().detach().numpy(), data.array(), rtol=1e-6)
+    back = Scales(data).constant()["data"]
+    np.testing.assert_array_equal(back.array(), data.array())
+    v = Vector(constant(np.zeros(7, np.float32))["data"])
+    v().sum().backward()
+    assert (v.delta.grad != 0).all()
+
+
+def test_weights_of_uneven_steps_keep_their_scales():
+    graph, _ = quantize(model(), scheme="table")
+    assert all(isinstance(m, Vector) for m in learnable(graph).values())
+
+
+def test_a_graph_that_gets_no_better_comes_back_as_it_was():
+    source = model()
+    graph, _ = quantize(source)
+    healed, report = heal(source, graph, samples(3), Options(epochs=1, lr=50.0, batch=16))
+    assert healed is graph and report.closed == 0 and report.after == report.before
+
+
+def test_what_it_refuses():
+    source = graph_of(b.exp(f32("x", "n", K)))
+    with pytest.raises(EdgecError, match=r"EC1303 .*no norms, biases or quantized weights"):
+        heal(source, source, samples())
+    graph, _ = quantize(model())
+    with pytest.raises(EdgecError, match=r"EC1302 .*too few"):
+        heal(model(), graph, samples(1), Options(batch=16))
+    infinite = graph_of(b.mul(model().outputs[0][1], constant(np.float32(np.inf))))
+    with pytest.raises(EdgecError, match=r"EC1303 the teacher's output 'y0': it holds numbers that are not finite"):
+        heal(infinite, graph, samples(), Options(batch=16))
+
+
+# --- in a build -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_build_heals_and_says_so(tmp_path, capsys):
+    path = write_mlp(tmp_path / "m.onnx", 1536, 3)
+    x = np.random.default_rng(0).standard_normal((160, 48)).astype(np.float32)
+    np.savez(tmp_path / "d.npz", x=x)
+    out, plain = tmp_path / "m.edgec", tmp_path / "plain.edgec"
+    assert main(["build", str(path), "-o", str(out), "--distill", str(tmp_path / "d.npz"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["healing"]
+    assert 0 < found["closed"] < 1 and found["after"]["logits"] < found["before"]["logits"]
+    edgec.build(path, out=plain)
+    fresh = np.random.default_rng(1).standard_normal((200, 48)).astype(np.float32)
+    want = edgec.load(_fp32(path, tmp_path))(x=fresh)["logits"]
+    errors = [np.square(edgec.load(p)(x=fresh)["logits"] - want).mean() for p in (plain, out)]
+    assert errors[1] < errors[0]
+    assert edgec.load(out).manifest["report"]["healing"]["closed"] == found["closed"]
+
+
+def _fp32(path, tmp_path):
+    edgec.build(path, weights="fp32", out=tmp_path / "fp32.edgec")
+    return tmp_path / "fp32.edgec"
+
+
+def test_a_build_checks_before_it_works(tmp_path, capsys, monkeypatch):
+    path = write_mlp(tmp_path / "m.onnx", 64, 3)
+    np.savez(tmp_path / "d.npz", y=np.ones((64, 48), np.float32))
+    call = ["build", str(path), "-o", str(tmp_path / "m.edgec"), "--distill"]
+    assert main([*call, str(tmp_path / "none.npz")]) == 2
+    assert main([*call, str(tmp_path / "d.npz")]) == 1
+    assert "EC1302" in capsys.readouterr().err
+    assert main([*call, str(tmp_path / "d.npz"), "--weights", "fp32"]) == 2
+    assert "lose nothing" in capsys.readouterr().err
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None if name == "torch" else find(name, *a))
+    assert main([*call, str(tmp_path / "d.npz")]) == 1
+    assert "EC1002 --distill needs torch. Install it: pip install 'edgec[distill]'" in capsys.readouterr().err
+    assert not (tmp_path / "m.edgec").exists()

@@ -2,11 +2,13 @@
 """Language models beside llama.cpp and onnxruntime-genai: prefill and decode, in turns in one run.
 
 usage: python bench/lm.py MODEL.edgec [--gguf FILE ...] [--quantize F16.gguf] [--genai FOLDER] [--peers PYTHON]
-                          [--threads 2] [--rounds 5] [--prompt 128] [--decode 32] [--json FILE]
+                          [--threads 2] [--rounds 5] [--prompt 128] [--decode 32] [--depth N] [--json FILE]
 
 Each contestant is a process of its own that times itself when asked; while one works the others wait, without spinning.
 --peers: the interpreter that has llama-cpp-python and onnxruntime-genai. --quantize makes Q4_0 and Q4_K_M of a 16-bit GGUF
-with llama.cpp's own quantizer. Medians over the rounds; the bandwidth of reading memory is measured in the same rounds.
+with llama.cpp's own quantizer (bench/random_gguf.py makes one of random weights). --depth decodes behind N tokens as well.
+Medians over the rounds. The bandwidth of reading memory is measured before and after each turn of the first contestant, when
+nobody's threads spin any more; the share of it that its weights take in decoding is of the same round.
 """
 
 from __future__ import annotations
@@ -17,13 +19,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 # Each worker: a line "prefill N" or "decode N DEPTH" comes in, the seconds it took go out.
 COMMON = """
 import sys, time
-def serve(prefill, decode):
-    print("ready", flush=True)
+def serve(prefill, decode, bytes_a_token=0):
+    print("ready", bytes_a_token, flush=True)
     for line in sys.stdin:
         word, *sizes = line.split()
         print({"prefill": prefill, "decode": decode}[word](*map(int, sizes)), flush=True)
@@ -32,7 +35,7 @@ def ids(n, vocab):
 """
 EDGEC = """
 import edgec
-from edgec.cli.bench_lm import prefill_rates
+from edgec.cli.bench_lm import prefill_rates, weight_bytes
 lm = edgec.load(sys.argv[1], threads=int(sys.argv[2]))
 vocab = lm.lm["vocab"]
 def prefill(n):
@@ -41,11 +44,11 @@ def decode(n, depth):
     g = lm.generate(ids=ids(depth, vocab), max_tokens=n + 1, ignore_eos=True, speculate=False)
     list(g)
     return n / g.timings["decode_tok_s"]
-serve(prefill, decode)
+serve(prefill, decode, weight_bytes(lm))
 """
 LLAMA = """
 from llama_cpp import Llama
-llm = Llama(sys.argv[1], n_ctx=1024, n_batch=512, n_threads=int(sys.argv[2]), n_threads_batch=int(sys.argv[2]), verbose=False)
+llm = Llama(sys.argv[1], n_ctx=8192, n_batch=512, n_threads=int(sys.argv[2]), n_threads_batch=int(sys.argv[2]), verbose=False)
 vocab = llm.n_vocab()
 def prefill(n):
     llm.reset(); start = time.perf_counter(); llm.eval(ids(n, vocab)); return time.perf_counter() - start
@@ -77,14 +80,19 @@ serve(prefill, decode)
 """
 
 
+FIRST = 16  # tokens of the prompt whose time to the first token is measured
+
+
 class Worker:
     def __init__(self, python: str, code: str, model: Path, threads: int) -> None:
         command = [python, "-c", COMMON + code, str(model), str(threads)]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
-        if not self._line().startswith("ready"):
+        word, *rest = self._line().split() or [""]
+        if word != "ready":
             raise SystemExit(f"{model}: the worker did not start; is what it needs installed in {python}?")
+        self.bytes_a_token = int(rest[0])
 
     def _line(self) -> str:
         return self.process.stdout.readline()
@@ -124,6 +132,7 @@ def main() -> None:
     ap.add_argument("--rounds", type=int, default=5)
     ap.add_argument("--prompt", type=int, default=128)
     ap.add_argument("--decode", type=int, default=32)
+    ap.add_argument("--depth", type=int)
     ap.add_argument("--json", type=Path)
     args = ap.parse_args()
     from kernels import Limits
@@ -135,28 +144,39 @@ def main() -> None:
         workers |= {f"llama.cpp {g.stem}": Worker(args.peers, LLAMA, g, args.threads) for g in ggufs}
         if args.genai:
             workers[f"genai {args.genai.name}"] = Worker(args.peers, GENAI, args.genai, args.threads)
-        times: dict[str, dict[str, list[float]]] = {name: {"prefill": [], "decode": []} for name in workers}
-        bandwidth = []
+        tests = {f"pp{args.prompt}": (f"prefill {args.prompt}", args.prompt)}
+        tests[f"tg{args.decode}"] = (f"decode {args.decode} {args.prompt}", args.decode)
+        if args.depth:
+            tests[f"tg{args.decode} @ d{args.depth}"] = (f"decode {args.decode} {args.depth}", args.decode)
+        tests[f"ttft{FIRST} ms"] = (f"prefill {FIRST}", 0)
+        found: dict[str, dict[str, list[float]]] = {name: {test: [] for test in tests} for name in workers}
+        first, bandwidth, shares = next(iter(workers.values())), [], []
         for turn in range(args.rounds + 1):  # the first to warm up
             for name, worker in workers.items():
-                prefill = args.prompt / worker.ask(f"prefill {args.prompt}")
-                decode = args.decode / worker.ask(f"decode {args.decode} {args.prompt}")
+                around = [read(limits, args.threads)] if worker is first else []
+                for test, (question, tokens) in tests.items():
+                    took = worker.ask(question)
+                    if turn:
+                        found[name][test].append(tokens / took if tokens else took * 1e3)
+                if not around:
+                    continue
+                bandwidth.append(statistics.mean([*around, read(limits, args.threads)]))
                 if turn:
-                    times[name]["prefill"].append(prefill)
-                    times[name]["decode"].append(decode)
-            bandwidth.append(limits.read_gbs(args.threads))
+                    shares.append(worker.bytes_a_token * found[name][f"tg{args.decode}"][-1] / bandwidth[-1] / 1e9)
         for worker in workers.values():
             worker.close()
-    result = {
-        name: {test: {"tok_s": statistics.median(r), "all": r} for test, r in tests.items()}
-        for name, tests in times.items()
-    }
     print(f"reads {statistics.median(bandwidth):.1f} GB/s, {args.threads} threads, medians of {args.rounds}")
-    for name, tests in result.items():
-        shown = ", ".join(f"{test} {r['tok_s']:.1f}" for test, r in tests.items())
-        print(f"{name}: {shown} tok/s")
+    for name, results in found.items():
+        print(f"{name}: " + ", ".join(f"{test} {statistics.median(r):.1f}" for test, r in results.items()))
+    print(f"{first.bytes_a_token / 1e6:.0f} MB of weights a token: {statistics.median(shares):.0%} of the reads")
     if args.json:
-        args.json.write_text(json.dumps({"read_gbs": bandwidth, "models": result}, indent=1) + "\n")
+        args.json.write_text(json.dumps({"read_gbs": bandwidth, "shares": shares, "models": found}, indent=1) + "\n")
+
+
+def read(limits, threads: int) -> float:
+    """GB/s."""
+    time.sleep(0.3)
+    return limits.read_gbs(threads)
 
 
 if __name__ == "__main__":

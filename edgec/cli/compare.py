@@ -35,13 +35,19 @@ class Source:
         path = path / "model.onnx" if path.is_dir() else path
         self._session = self._graph = None
         if importlib.util.find_spec("onnxruntime") is not None and not reference:
+            import numpy as np
+
             from edgec.cli.sampling import onnxruntime_session
+            from edgec.frontend.importer import MERGED
 
             self.by = "onnxruntime"
             self._session = onnxruntime_session(path, content=content)
             self.inputs = {i.name for i in self._session.get_inputs()}
             self.outputs = [o.name for o in self._session.get_outputs()]
             self.dtypes = {i.name: _NUMPY.get(i.type) for i in self._session.get_inputs()}
+            for i in self._session.get_inputs():
+                if i.name == MERGED:  # as the importer takes it
+                    self.consts.setdefault(MERGED, np.ones([d if isinstance(d, int) else 1 for d in i.shape], bool))
             self.consts = {k: v.astype(self.dtypes.get(k) or v.dtype) for k, v in self.consts.items()}
         else:
             from edgec import frontend

@@ -10,7 +10,7 @@ from edgec.frontend import symbolic
 from edgec.frontend.emit import array_of, cast, dim, emit, op, reduce, reshape, split, take, transpose, unsqueeze
 from edgec.frontend.nn import matmul
 from edgec.frontend.registry import MICROSOFT, Call, Unsupported, onnx_op
-from edgec.ir.dims import Dim, Expr, max_dim
+from edgec.ir.dims import Dim, Expr, bcast, max_dim
 from edgec.ir.node import Node, constant
 
 
@@ -72,6 +72,11 @@ def _with_past(past: Node | None, x: Node) -> Node:
     return x if past is None else op.concat(past, x, axis=2)
 
 
+def _is_all(size: Dim, whole: Dim, one: bool = False) -> bool:
+    """Whether a mask's size is that of the operands (bcast: as it must be where it is not 1), not a part that is padded."""
+    return size == whole or (one and size == 1) or bcast(size, whole) == size
+
+
 @onnx_op("Attention")
 def attention(c: Call):
     """The usual forms as one op; the others by ONNX's own definition."""
@@ -89,7 +94,11 @@ def attention(c: Call):
     k, v = _with_past(c.get(4), k), _with_past(c.get(5), v)
     dead = None
     if mask is not None:
-        if mask.rank < 2 or mask.shape[-1] != k.shape[2] or mask.shape[-2] not in (1, q.shape[2]):
+        if (
+            mask.rank < 2
+            or not _is_all(mask.shape[-1], k.shape[2])
+            or not _is_all(mask.shape[-2], q.shape[2], one=True)
+        ):
             return NotImplemented
         mask = reshape(mask, [1] * (4 - mask.rank) + [*mask.shape])
         if mask.dtype == "bool":

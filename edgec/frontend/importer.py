@@ -44,6 +44,10 @@ class _Poison:
 
 POISON = _Poison()
 
+# optimum's merged decoders: whether to take the branch with past keys and values, which without a past token gives
+# what the other one does
+MERGED = "use_cache_branch"
+
 
 class Importer:
     """Imports one model. `values` maps the current frame's ONNX values to nodes."""
@@ -129,6 +133,11 @@ class Importer:
                 else [self._raw_dim(value.name or "", i, d) for i, d in enumerate(value.shape)]
             )
             shapes.append((value, dtype, dims))
+        for value, dtype, _ in shapes:
+            if value.name == MERGED and dtype == "bool" and all(u.op_type == "If" for u, _ in value.uses()):
+                self.constants.setdefault(
+                    MERGED, np.ones([d if isinstance(d, int) else 1 for d in value.shape or ()], bool)
+                )
         shapes = self._constants(shapes)
         chosen = self._choose({d for _, _, dims in shapes for d in dims if isinstance(d, str)})
         for value, dtype, dims in shapes:

@@ -1,4 +1,5 @@
-"""SmolLM2-135M in fp32: greedy text token by token as onnxruntime's with explicit caches, of both torch exporters.
+"""SmolLM2-135M in fp32: greedy text token by token as onnxruntime's with explicit caches, of both torch exporters and
+in the dialects of other tools (smollm2-plain, smollm2-genai: the same weights by synth_lm.py --from).
 
 EDGEC_SMOLLM2_PROMPTS: how many of the prompts (default 2).
 """
@@ -24,11 +25,14 @@ PROMPTS = [
 ]  # fmt: skip
 
 
+DIM = 64
+
+
 def greedy(source, ids: list[int]) -> list[int]:
     """The next tokens by onnxruntime, its caches passed from step to step."""
     inputs = {i.name: i for i in source.get_inputs()}
     outputs = [o.name for o in source.get_outputs()]
-    caches = {n: np.zeros((1, i.shape[1], 0, i.shape[3]), np.float32) for n, i in inputs.items() if "past" in n}
+    caches = {n: np.zeros((1, i.shape[1], 0, DIM), np.float32) for n, i in inputs.items() if "past" in n}
     found: list[int] = []
     step, total = ids, len(ids)
     while len(found) < NEW:
@@ -37,7 +41,7 @@ def greedy(source, ids: list[int]) -> list[int]:
             "attention_mask": [[1] * total],
             "position_ids": [range(total - len(step), total)],
         }
-        feeds = {n: np.array([list(v[0])], np.int64) for n, v in feeds.items()} | caches
+        feeds = {n: np.array([list(v[0])], np.int64) for n, v in feeds.items() if n in inputs} | caches
         results = dict(zip(outputs, source.run(outputs, feeds)))
         found.append(int(results["logits"][0, -1].argmax()))
         caches = {n: results[n.replace("past_key_values", "present")] for n in caches}
@@ -53,13 +57,14 @@ def kept(session, ids: list[int]) -> list[int]:
     while len(found) < NEW:
         places = np.arange(total - len(step), total)[None]
         feeds = {"input_ids": np.array([step]), "attention_mask": np.ones((1, total), np.int64), "position_ids": places}
+        feeds = {p.name: feeds[p.name] for p in session.inputs}
         (logits,) = session.run(["logits"], feeds, slots=[0], parameters={"logits": 1})
         found.append(int(logits[0, -1].argmax()))
         step, total = found[-1:], total + 1
     return found
 
 
-@pytest.mark.parametrize("export", ("smollm2", "smollm2-torchscript"))
+@pytest.mark.parametrize("export", ("smollm2", "smollm2-torchscript", "smollm2-plain", "smollm2-genai"))
 def test_greedy_text(export, tmp_path):
     import edgec
 

@@ -135,7 +135,6 @@ class CacheDecoder(Decoder):
         grown = session.outputs[self.present[0]].shape
         # the axis that grows is the one whose size is another afterwards
         self.axis = next(a for a, d in enumerate(ports[self.past[0]].shape) if isinstance(d, str) and d != grown[a])
-        self.branch = next((p.name for p in session.inputs if p.name == "use_cache_branch"), None)
         self.empty = []
         for name in self.past:
             shape = [d if isinstance(d, int) else 1 for d in ports[name].shape]
@@ -164,8 +163,6 @@ class CacheDecoder(Decoder):
         start = self.length(row.slot)
         feeds = self.feeds([row.tokens], [start])
         feeds |= zip(self.past, self.held[row.slot])
-        if self.branch is not None:
-            feeds[self.branch] = np.array([start > 0])
         outputs = self.core.run(feeds, parameters=self.kept(max(row.keep, 1)))
         self.held[row.slot] = [outputs[index] for index in self.present]
         return self._last(outputs[self.logits_index][0], row.keep)

@@ -375,6 +375,8 @@ void bind_runtime(py::module_& m) {
 
   m.def("cpu_features", [] { return edgec::cpu_features(); }, "This CPU's features, by LLVM's names, sorted.");
   m.def("default_threads", &edgec::default_threads, "Threads that affinity, cgroup quota and big cores allow.");
+  m.def("big_cpus", &edgec::big_cpus,
+        "Of these CPUs those that models run on, by a folder like /sys/devices/system/cpu.");
 
   m.def(
       "checksums",

@@ -14,6 +14,7 @@
 #include <sys/auxv.h>
 #endif
 #if defined(__APPLE__)
+#include <pthread/qos.h>
 #include <sys/sysctl.h>
 #endif
 
@@ -107,21 +108,17 @@ int cgroup_cpus() {
   return quota > 0 && period > 0 ? std::max(1, static_cast<int>(std::ceil(quota / period - 1e-6))) : 0;
 }
 
-int usable_cpus() {
+constexpr char kCpuFolder[] = "/sys/devices/system/cpu";
+
+std::vector<int> allowed_cpus() {
+  std::vector<int> cpus;
   cpu_set_t set;
   CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof(set), &set) != 0) return 0;
-  // On mixed CPUs a little core makes the others wait: count those with at least half of the best one's capacity.
-  std::vector<int> capacity;
+  if (sched_getaffinity(0, sizeof(set), &set) != 0) return cpus;
   for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-    if (!CPU_ISSET(cpu, &set)) continue;
-    std::ifstream file("/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/cpu_capacity");
-    int value = 0;
-    capacity.push_back(file >> value ? value : 1024);
+    if (CPU_ISSET(cpu, &set)) cpus.push_back(cpu);
   }
-  if (capacity.empty()) return 0;
-  const int best = *std::max_element(capacity.begin(), capacity.end());
-  return static_cast<int>(std::count_if(capacity.begin(), capacity.end(), [&](int c) { return 2 * c >= best; }));
+  return cpus;
 }
 #endif
 
@@ -132,10 +129,37 @@ const std::vector<std::string>& cpu_features() {
   return features;
 }
 
+std::vector<int> big_cpus(const std::vector<int>& cpus, const std::string& folder) {
+  std::vector<int> capacity, big;
+  for (const int cpu : cpus) {
+    std::ifstream file(folder + "/cpu" + std::to_string(cpu) + "/cpu_capacity");
+    int value = 0;
+    capacity.push_back(file >> value && value > 0 ? value : 1024);
+  }
+  const int best = capacity.empty() ? 0 : *std::max_element(capacity.begin(), capacity.end());
+  for (size_t i = 0; i < cpus.size(); ++i) {
+    if (capacity[i] >= best - best / 2) big.push_back(cpus[i]);
+  }
+  return big;
+}
+
+void prefer_big_cores() {
+#if defined(__linux__)
+  const std::vector<int> cpus = allowed_cpus(), big = big_cpus(cpus, kCpuFolder);
+  if (big.empty() || big.size() == cpus.size()) return;
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  for (const int cpu : big) CPU_SET(cpu, &set);
+  sched_setaffinity(0, sizeof(set), &set);  // of this thread; where it is refused, the scheduler decides
+#elif defined(__APPLE__)
+  pthread_set_qos_class_self_np(QOS_CLASS_USER_INTERACTIVE, 0);
+#endif
+}
+
 int default_threads() {
   int count = 0;
 #if defined(__linux__)
-  count = usable_cpus();
+  count = static_cast<int>(big_cpus(allowed_cpus(), kCpuFolder).size());
   if (const int quota = cgroup_cpus(); quota > 0 && count > 0) count = std::min(count, quota);
 #elif defined(__APPLE__)
   size_t size = sizeof(count);

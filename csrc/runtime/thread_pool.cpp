@@ -11,6 +11,8 @@
 #include <immintrin.h>
 #endif
 
+#include "runtime/cpu.h"
+
 namespace edgec {
 namespace {
 
@@ -161,6 +163,7 @@ int64_t ThreadPool::work(int worker) {
 
 void ThreadPool::loop(int worker) {
   inside_job = true;
+  prefer_big_cores();
   uint32_t seen = 0;
   kernels::Ahead ahead;
   int64_t fetched = 0;

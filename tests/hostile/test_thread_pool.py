@@ -14,7 +14,10 @@ def test_no_races(tmp_path):
     if compiler is None:
         pytest.skip("no C++ compiler")
     program = tmp_path / "thread_pool_test"
-    sources = [ROOT / "tests/cpp/thread_pool_test.cpp", ROOT / "csrc/runtime/thread_pool.cpp"]
+    sources = [
+        ROOT / "tests/cpp/thread_pool_test.cpp",
+        *(ROOT / "csrc/runtime" / n for n in ("thread_pool.cpp", "cpu.cpp")),
+    ]
     flags = ["-std=c++20", "-O1", "-g", "-fsanitize=thread", "-pthread", f"-I{ROOT / 'csrc'}"]
     built = subprocess.run([compiler, *flags, *sources, "-o", program], capture_output=True, text=True)
     if "tsan" in built.stderr:

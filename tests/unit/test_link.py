@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import struct
-
 import pytest
 
 lief = pytest.importorskip("lief")
 pytest.importorskip("tvm")
+
+from macho_tools import IMPORTS, check_dylib  # noqa: E402
 
 from edgec import compiler, targets  # noqa: E402
 from edgec.artifact.reader import ArtifactFile  # noqa: E402
@@ -16,9 +15,6 @@ from edgec.errors import EdgecError  # noqa: E402
 from edgec.lower.link import link  # noqa: E402
 
 FILES = [n for n in targets.names() if n != "host"]
-SYSTEM = "/usr/lib/libSystem.B.dylib"
-# of the C library: what LLVM makes of loops and of functions that it has no instruction for
-IMPORTS = {"memcpy", "memset", "bzero", "memset_pattern16", "dyld_stub_binder", "expf", "erff", "powf", "sinf", "cosf"}
 
 
 @pytest.fixture(scope="module")
@@ -54,35 +50,6 @@ def test_code_of_every_target(model, name, tmp_path):
     if target.link == "bionic":
         loaded = [s for s in elf.segments if s.type == lief.ELF.Segment.TYPE.LOAD]
         assert loaded and all(s.alignment >= 16384 for s in loaded)
-
-
-def check_dylib(code: bytes, target) -> None:
-    dylib = lief.MachO.parse(list(code)).at(0)
-    assert dylib.header.cpu_type == lief.MachO.Header.CPU_TYPE.ARM64
-    system, version = ("MACOS", target.triple.partition("macosx")) if "macosx" in target.triple else (
-        "IOS", target.triple.partition("ios"))  # fmt: skip
-    assert str(dylib.build_version.platform).endswith(system)
-    assert ".".join(map(str, dylib.build_version.minos[:2])) == version[2]
-    assert {library.name for library in dylib.libraries} == {"@rpath/edgec-code.dylib", SYSTEM}
-    assert {b.library.name for b in dylib.bindings} == {SYSTEM}, "nothing is looked up anywhere else"
-    assert {b.symbol.name.lstrip("_") for b in dylib.bindings} <= IMPORTS
-    check_signature(code, dylib.code_signature.data_offset)
-
-
-def check_signature(code: bytes, start: int) -> None:
-    """The ad-hoc signature's page hashes are those of the file."""
-    magic, _, count = struct.unpack_from(">3I", code, start)
-    assert magic == 0xFADE0CC0
-    for kind, offset in struct.iter_unpack(">2I", code[start + 12 : start + 12 + 8 * count]):
-        if kind == 0:
-            at = start + offset
-            magic, _, _, flags, hashes, _, _, slots, limit = struct.unpack_from(">9I", code, at)
-            assert magic == 0xFADE0C02 and flags & 2 and limit == start and code[at + 36] == 32
-            page = 1 << code[at + 39]
-            assert slots == -(-limit // page)
-            for k in range(slots):
-                found = code[at + hashes + 32 * k : at + hashes + 32 * (k + 1)]
-                assert hashlib.sha256(code[k * page : min((k + 1) * page, limit)]).digest() == found, f"page {k}"
 
 
 def test_artifact_of_another_cpu_is_refused(model, tmp_path):

@@ -81,6 +81,7 @@ class BuildReport:
     tuned_share: of all multiply-accumulates, the share that hand-written kernels and convolution templates run
     (symbols at `sample`).
     arena_bytes and values_bytes: peak of the arena, and the sum of all values, at `sample`.
+    calibration: name, samples and sha256 of the data that weights were fitted to.
     notes: what a user should know of a language model: its cache, and why it is none that the session keeps.
     healing: what healing changed, as edgec.distill.heal.Report says.
     cached_bytes: of the encoded weights, those that an earlier build had made. peak_rss_bytes: of this process so far.
@@ -101,6 +102,7 @@ class BuildReport:
     values_bytes: int = 0
     sample: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    calibration: dict | None = None
     healing: dict | None = None
     cached_bytes: int = 0
     peak_rss_bytes: int = 0
@@ -145,6 +147,7 @@ class Build:
         self.ranges: dict[str, tuple[int, int]] = {}
         self.lm: dict | None = None  # the manifest's key of that name
         self.files: dict[str, bytes] = {}  # tokenizer, chat template and configs: members of the artifact
+        self.calibration: Any = None  # calibrate.data.Calibration
         self.parameters = 0  # float numbers that the imported graph holds
         self.distill: str | os.PathLike | None = None  # data to heal the quantized graph with
         self.source_graph: Graph | None = None  # what it is healed against
@@ -214,6 +217,15 @@ class Build:
         self._done()
         return self.graph
 
+    def calibrate(self, path: str | os.PathLike) -> None:
+        """Reads the calibration data, for the rewritten graph. Raises EdgecError EC1302 and others of `data.load`."""
+        from edgec.calibrate import data
+
+        assert self.graph is not None
+        self.calibration = data.load(path, self.graph, self.files)
+        name, found = Path(path).name, self.calibration
+        self.report.calibration = {"name": name, "samples": found.samples, "sha256": found.key}
+
     def quantize(self) -> Graph:
         assert self.graph is not None
         self._phase("quantize")
@@ -221,10 +233,9 @@ class Build:
         if o.weights == "fp32":
             self._done()
             return self.graph
-        from edgec.rewrites.quantize import quantize
+        from edgec.rewrites import quantize as q
 
-        self.graph, self.report.weights = quantize(
-            self.graph,
+        options = q.Options(
             weights=o.weights,
             group=o.group,
             activations=o.activations,
@@ -234,6 +245,12 @@ class Build:
             layouts=self.target.layouts,
             tick=self._share,
         )
+        if self.calibration is not None:
+            from edgec.calibrate.quantize import solve
+
+            self.graph = q.products(self.graph, options)
+            options = solve(self.graph, self.calibration, options, tick=self._share)
+        self.graph, self.report.weights = q.quantize(self.graph, options)
         self.report.cached_bytes = self.store.bytes_found
         verify(self.graph)
         self.dump("quantize", self.graph)
@@ -327,6 +344,7 @@ class Build:
             **({} if self.lm is None else {"lm": self.lm}),
             "report": {
                 "weights": r.weights,
+                "calibration": r.calibration,
                 "tuned_share": r.tuned_share,
                 "weight_bits": r.weight_bits,
                 "macs": r.macs,
@@ -451,6 +469,7 @@ def build(
     max_context: int | None = None,
     embedding: int = 8,
     bits: float | None = None,
+    calib: str | os.PathLike | None = None,
     dims: Mapping[str, Any] | None = None,
     constants: Mapping[str, np.ndarray] | None = None,
     out: str | os.PathLike | None = None,
@@ -470,10 +489,11 @@ def build(
     stop_after: one of PHASES; nothing is written unless it is the last. tokenizer: folder whose tokenizer, chat
     template and configs the artifact takes along, default the model's own; "none" for nothing. bits: 4.25 takes int4
     weights from a table of 16 uneven values (x86-64 only); None chooses steps of equal size in 4.5 or 4.625 bits.
-    embedding: bits of tables (and of the head that is tied to one) under int4. cache: True or a folder keeps encoded
-    weights for later builds, so that one that was interrupted goes on where it was. distill: data (calibrate.data) on which
-    norms, biases and scales learn from the source what quantization cost; needs torch. Raises EdgecError; a failed build
-    leaves nothing behind but that.
+    embedding: bits of tables (and of the head that is tied to one) under int4. calib: a file or folder of calibration
+    data (`calibrate.data`) that weights are fitted to. cache: True or a folder keeps encoded weights for later builds,
+    so that one that was interrupted goes on where it was. distill: data (calibrate.data) on which norms, biases and
+    scales learn from the source what quantization cost; needs torch. Raises EdgecError; a failed build leaves nothing
+    behind but that.
     """
     for package in ("onnx", "onnx_ir", "tvm"):
         if importlib.util.find_spec(package) is None:
@@ -502,12 +522,17 @@ def build(
     job.distill = distill
     job.load(model, constants)
 
+    def rewrite() -> None:
+        job.rewrite()
+        if calib is not None:
+            job.calibrate(calib)
+
     def quantize() -> None:
         job.quantize()
         if distill is not None:
             job.heal()
 
-    steps: dict[str, Callable] = {"import": lambda: None, "rewrite": job.rewrite, "quantize": quantize,
+    steps: dict[str, Callable] = {"import": lambda: None, "rewrite": rewrite, "quantize": quantize,
                                   "lower": job.lower, "write": lambda: job.write(out)}  # fmt: skip
     for phase, step in steps.items():
         step()

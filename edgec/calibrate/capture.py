@@ -207,6 +207,8 @@ class Stream:
             return constant(self.weights[node["data"].key])
         if node.op == "linear" and inputs[1] is not None and inputs[1].type.encoding is not None:
             attrs["activations"] = "int8"
+        if node.op == "cache_append":  # of 8 bits, only a state can be
+            attrs["dtype"] = "f32"
         return make(node.op, *inputs, **attrs)
 
 

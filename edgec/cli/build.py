@@ -81,7 +81,8 @@ def build(
     const
         NAME=VALUE or NAME=FILE.npy makes an input a constant; repeat it for several.
     calib
-        Inputs to measure on (.npz).
+        What the model is for: texts (.txt), .jsonl, or arrays (.npz, a folder of .npy). Weights are fitted to it, layer by
+        layer; docs/quantization.md says how.
     distill
         Texts or arrays (as --calib) on which norms, biases and scales learn from the source what the quantized model lost; needs
         torch, minutes.
@@ -125,6 +126,7 @@ def build(
             max_context=max_context,
             embedding=embedding,
             bits=bits,
+            calib=calib,
             dims=parse_dims(dim),
             constants=constants,
             out=out,

@@ -92,7 +92,7 @@ def encoded(
     store, threads = store or Store(), threads or kernels.threads()
     format = kernels.format_name(encoding.bits, encoding.group, not encoding.zero, op, encoding.table, layouts)
     size = kernels.packed_nbytes(format, n, k)
-    parts = (_version(), key_text(data.key), str(encoding), format, _digest(importance))
+    parts = (version(), key_text(data.key), str(encoding), format, _digest(importance))
     key = None if None in parts else "|".join(map(str, parts))
     found = store.find(key, size)
     if found is None:
@@ -160,9 +160,9 @@ def _digest(importance: np.ndarray | None) -> str:
 
 
 @cache
-def _version() -> str:
-    """Changes with the code that makes the numbers, so that nothing of another edgec is found."""
-    files = [str(kernels._core.__file__), __file__, os.path.join(os.path.dirname(__file__), "fold.py")]  # type: ignore
+def version(*more: str) -> str:
+    """Changes with the code that makes the numbers, so that nothing of another edgec is found. more: files of it."""
+    files = [str(kernels._core.__file__), __file__, os.path.join(os.path.dirname(__file__), "fold.py"), *more]  # type: ignore
     return "|".join(f"{s.st_size}.{s.st_mtime_ns}" for s in map(os.stat, files))
 
 

@@ -36,6 +36,15 @@ WINDOW_CHANNELS = 64  # the same for input channels of larger windows, whose pie
 
 
 @dataclass(frozen=True)
+class Solved:
+    """A weight that calibration has encoded. Both in dB: of its numbers, and of what it gives on the calibration inputs."""
+
+    data: Data
+    snr_db: float
+    output_snr_db: float
+
+
+@dataclass(frozen=True)
 class Options:
     """What the command line says of weights.
 
@@ -43,7 +52,8 @@ class Options:
     (16 uneven steps, 4.25 bits a weight).
     table_group: the group of 8-bit tables and 8-bit weights. importance: constant's key -> [K] weights of the columns
     in the squared error (calibration's mean square of the activations). embedding: bits of tables. store: where the
-    encoded weights go, packed in the layouts that the target prefers. tick: called with (weights done, of how many).
+    encoded weights go, packed in the layouts that the target prefers. plan: key of a weight -> the encoding it is to have.
+    solved: key of a linear's weight -> what calibration made of it. tick: called with (weights done, of how many).
     """
 
     weights: str = "int4"
@@ -58,6 +68,8 @@ class Options:
     embedding: int = 8
     store: Store = field(default_factory=Store)
     layouts: tuple[str, ...] = ()
+    plan: Mapping[object, Quantized] = field(default_factory=dict)
+    solved: Mapping[object, Solved] = field(default_factory=dict)
     tick: Callable[[int, int], None] = lambda done, total: None
 
     def __post_init__(self):
@@ -75,7 +87,10 @@ class Options:
 
 @dataclass
 class Choice:
-    """What became of one weight. bits 32: left as it was; `reason` says why it is not of the bits asked for."""
+    """What became of one weight. bits 32: left as it was; `reason` says why it is not of the bits asked for.
+
+    output_snr_db: of what the weight gives on the calibration inputs, None without any.
+    """
 
     name: str
     role: str  # "linear", "embedding", or "tied": both, stored once
@@ -86,13 +101,16 @@ class Choice:
     snr_db: float
     nbytes: int
     reason: str = ""
+    output_snr_db: float | None = None
 
     def as_dict(self) -> dict:
         """For JSON: numbers that are not finite are None."""
         found = dataclasses.asdict(self)
         found["bytes"] = found.pop("nbytes")
         found["shape"] = list(self.shape)
-        found["snr_db"] = round(self.snr_db, 2) if math.isfinite(self.snr_db) else None
+        for key in ("snr_db", "output_snr_db"):
+            value = found[key]
+            found[key] = round(value, 2) if value is not None and math.isfinite(value) else None
         return found
 
 
@@ -182,8 +200,7 @@ class Quantizer:
         return self._encoded[key] or self.choices[key].reason
 
     def _decide(self, data: Data, role: str) -> tuple[Data | None, Choice]:
-        options, shape = self.options, data.shape
-        n, k = shape
+        shape, k = data.shape, data.shape[1]
         name = self._names.get((data.key, "embedding" if role == "tied" else role), role)
 
         def keep(reason: str):
@@ -196,13 +213,14 @@ class Quantizer:
 
         if reason := self._decides(data, role):
             return keep(reason)
-        bits = 4 if options.weights == "int4" and (role == "linear" or options.embedding == 4) else 8
-        why = "embeddings are read in 8 bits" if role != "linear" and options.weights == "int4" else ""
-        if bits == 4 and role == "linear" and n * k <= min(SMALL, SHARE * self._total):
-            bits, why = 8, "so small a part of the model that 4 bits save little over 8"
-        if bits == 4:
-            table = options.scheme == "table"
-            encoding = Quantized(4, 32, table=True) if table else Quantized(4, options.group, self._zero_points(data))
+        if (done := self.options.solved.get(data.key)) is not None:
+            e = done.data.type.encoding
+            assert e is not None
+            why = self.wanted(data, role)[1]
+            return done.data, Choice(name, role, shape, e.bits, e.group, e.zero, done.snr_db, nbytes(shape, e), why,
+                                     done.output_snr_db)  # fmt: skip
+        encoding, why = self.wanted(data, role)
+        if encoding.bits == 4:
             new, snr = self._make(data, encoding, role)
             if math.isnan(snr):
                 return keep("it holds numbers that are not finite")
@@ -215,6 +233,30 @@ class Quantizer:
         if snr < LOW_SNR_8_DB:
             return keep(f"int8 would leave {snr:.1f} dB")
         return as_chosen(new, snr, why)
+
+    def wanted(self, data: Data, role: str) -> tuple[Quantized, str]:
+        """The encoding for a weight that is to have one, unless its numbers forbid it; and why it is not of the bits
+        asked for."""
+        options, (n, k) = self.options, data.shape
+        if data.key in options.plan:
+            return options.plan[data.key], ""
+        bits = 4 if options.weights == "int4" and (role == "linear" or options.embedding == 4) else 8
+        if bits == 8:
+            why = "embeddings are read in 8 bits" if role != "linear" and options.weights == "int4" else ""
+            return Quantized(8, self._group(k)), why
+        if role == "linear" and n * k <= min(SMALL, SHARE * self._total):
+            return Quantized(8, self._group(k)), "so small a part of the model that 4 bits save little over 8"
+        if options.scheme == "table":
+            return Quantized(4, 32, table=True), ""
+        return Quantized(4, options.group, self._zero_points(data)), ""
+
+    def role_of(self, data: Data) -> tuple[Data, str]:
+        """The linear's weight that is stored, and its role."""
+        return (self._tied[data.key], "tied") if data.key in self._tied else (data, "linear")
+
+    def keeps(self, data: Data, role: str) -> bool:
+        """Whether the weight stays as it is, whatever its numbers are."""
+        return self._decides(data, role) is not None
 
     def _decides(self, data: Data, role: str) -> str | None:
         """Why a weight of this shape stays as it is, whatever its numbers are."""
@@ -360,12 +402,22 @@ def quantize_phase(options: Options, keep: list[Quantizer] | None = None) -> Pha
     return Phase("quantize", rules)
 
 
-def quantize(graph: Graph, **options) -> tuple[Graph, list[dict]]:
-    """The graph with its weights quantized (Options' fields as arguments), and what became of each weight, the largest
-    first: name, role, shape, bits, group, zero, snr_db (None: as it was), bytes and reason.
+def products(graph: Graph, options: Options) -> Graph:
+    """The graph with the products that convolutions become, as the phase makes them before it quantizes: calibration
+    looks at their operands."""
+    from edgec.rewrites.phases import CANONICAL
+
+    rules = [r for r in Quantizer(options, graph).rules() if r.name == "conv_to_linear"]
+    return run(graph, [Phase("products", [*CANONICAL, *rules])])
+
+
+def quantize(graph: Graph, options: Options | None = None, **fields) -> tuple[Graph, list[dict]]:
+    """The graph with its weights quantized (by Options, or its fields as arguments), and what became of each weight, the
+    largest first: name, role, shape, bits, group, zero, snr_db (None: as it was), output_snr_db (None without
+    calibration), bytes and reason.
 
     Raises EdgecError EC1001 where an option is not one of those it can be.
     """
     keep: list[Quantizer] = []
-    graph = run(graph, [quantize_phase(Options(**options), keep)])
+    graph = run(graph, [quantize_phase(options or Options(**fields), keep)])
     return graph, [c.as_dict() for c in keep[0].report()]

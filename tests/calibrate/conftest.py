@@ -21,7 +21,7 @@ def lm(lm_folder):
     from edgec.compiler import Build, Options
     from edgec.frontend.folder import model_file, text_files
 
-    job = Build(Options())
+    job = Build(Options(kv_cache="fp32"))
     path = model_file(lm_folder)
     job.files = text_files(path)
     job.load(path)

@@ -52,6 +52,19 @@ def test_weights_of_4_25_bits(edgec, tmp_path):
         assert edgec("build", "m.onnx", *wrong).status == 2
 
 
+def test_calibrated_weights_are_in_the_report(edgec, mlp_onnx, tmp_path):
+    name = onnx.load(mlp_onnx).graph.input[0].name
+    x = np.random.default_rng(0).standard_normal((600, 64)).astype(np.float32)
+    np.savez(tmp_path / "c.npz", **{name: x})
+    done = edgec("build", mlp_onnx, "-o", "m.edgec", "--calib", "c.npz", "--json")
+    assert done.status == 0, done.err
+    assert done.json["calibration"]["samples"] == 256 and done.json["check"]["inputs"] == "calibration"
+    assert all(w["output_snr_db"] > 15 for w in done.json["weights"])
+    np.savez(tmp_path / "c.npz", **{name: x[:, 1:]})
+    wrong = edgec("build", mlp_onnx, "-o", "w.edgec", "--calib", "c.npz", "--json")
+    assert wrong.status == 1 and wrong.json["error"]["code"] == "EC1302" and not (tmp_path / "w.edgec").exists()
+
+
 def test_build_shows_phases_and_a_summary(edgec, mlp_onnx, tmp_path):
     done = edgec("build", mlp_onnx)
     assert done.status == 0 and (tmp_path / "mlp.edgec").exists()

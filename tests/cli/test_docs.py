@@ -36,8 +36,9 @@ def test_console_blocks(edgec, page, mlp_onnx, mlp_artifact, tmp_path):
     for name in ("teacher", "student"):
         mlp(tmp_path / f"{name}.onnx", seed=len(name))
     np.savez(tmp_path / "samples.npz", x=np.random.default_rng(0).standard_normal((96, 64)).astype(np.float32))
-    if page.name == "language-models.md":
+    if page.name in ("language-models.md", "quantization.md"):
         write_folder(tmp_path / "smollm2")
+    (tmp_path / "texts.txt").write_text("The quick brown fox jumps over the lazy dog, again and again.\n" * 90)
     for command in commands(page):
         done = edgec(*command)
         assert done.status == 0, (command, done.err)

@@ -1,0 +1,276 @@
+"""Weights encoded with calibration, layer by layer: each one makes up for what those before it have done to its input.
+
+A layer's weight W is given X~ by the fp32 model and X by the quantized one. What stands for it is the W' whose output on X
+is nearest to the fp32 model's on X~, drift of the residual that is added included, by damped least squares; then GPTQ
+(gptq.py) rounds W' for X. That is the problem of GPTQv2 (asymmetric calibration, arXiv 2504.02692), solved in two steps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from edgec import kernels
+from edgec.cache import Stored
+from edgec.calibrate import gptq
+from edgec.calibrate.capture import Stream
+from edgec.calibrate.data import Calibration
+from edgec.errors import EdgecError
+from edgec.ir.data import Packed, key_text
+from edgec.ir.node import Data, Graph, Node, topological
+from edgec.ir.types import Quantized, TensorType
+from edgec.rewrites.encode import floats, packed_data, version
+from edgec.rewrites.quantize import Options, Quantizer, Solved, plain
+
+CORRECTION = 1.0  # how much of the earlier layers' error a layer makes up for
+DAMP = 0.05  # of each column's H
+FEW = 4  # rows of inputs for each column of a weight, below which the corrections would fit noise
+
+
+@dataclass
+class Site:
+    """A value that linears with constant weights read, and these."""
+
+    x: Node
+    readers: list[Node]
+
+
+def sites(graph: Graph) -> list[Site]:
+    """In an order in which each comes behind all that its value is computed from."""
+    found: dict[Node, list[Node]] = {}
+    for node in graph.nodes():
+        if node.op == "linear" and node.inputs[1] is not None and plain(node.inputs[1]):
+            found.setdefault(node.inputs[0], []).append(node)
+    return [Site(n, found[n]) for n in graph.nodes() if n in found]
+
+
+@dataclass
+class Moments:
+    """Of a site, over all rows of calibration: X the quantized model's values, X~ the fp32 one's.
+
+    h: X^T X. cross: (X~ - X)^T X. drift: node -> (R~ - R)^T X of the residual that it adds. rows: how many.
+    """
+
+    h: np.ndarray
+    cross: np.ndarray
+    drift: dict[Node, np.ndarray]
+    rows: int = 0
+
+
+def solve(
+    graph: Graph,
+    calibration: Calibration,
+    options: Options,
+    *,
+    correction: float = CORRECTION,
+    damp: float = DAMP,
+    tick: Callable[[int, int], None] = lambda done, total: None,
+) -> Options:
+    """The options with the weights of linears encoded (`solved`).
+
+    The graph is what the phase `quantize` will get. Encoded weights go to `options.store`, and are found there again if
+    nothing they depend on has changed. Raises EdgecError EC1302 where the values inside are not finite.
+    """
+    return _Solver(graph, calibration, options, correction, damp, tick).run()
+
+
+class _Solver:
+    def __init__(self, graph: Graph, calibration: Calibration, options: Options, correction: float, damp: float, tick):
+        self.graph, self.calibration, self.options = graph, calibration, options
+        self.correction, self.damp, self.tick = correction, damp, tick
+        self.quantizer = Quantizer(options, graph)
+        self.threads = options.threads or kernels.threads()
+        self.sites = sites(graph)
+        self.solved: dict[object, Solved] = {}
+        self.weights: dict[object, Data] = {}  # of the quantized stream
+        code = version(__file__, str(gptq.__file__))
+        self.chain = f"{code}|{calibration.key}|{correction}|{damp}|{gptq.ROUNDS}|{key_text(tuple(_facts(graph)))}"
+        self.streams: tuple[Stream, Stream] | None = None
+
+    def run(self) -> Options:
+        self._tables()
+        total = sum(math.prod(r.inputs[1].shape) for s in self.sites for r in s.readers)
+        done = 0
+        for site in self.sites:
+            wanted = [r for r in site.readers if self._open(r.inputs[1]["data"])]
+            if wanted and not self._found(wanted):
+                self._solve(site, wanted)
+            done += sum(math.prod(r.inputs[1].shape) for r in site.readers)
+            self.tick(done, total)
+        return replace(self.options, solved=self.solved)
+
+    def _open(self, data: Data) -> bool:
+        """Whether the weight is still to be encoded."""
+        stored, role = self.quantizer.role_of(data)
+        return data.key not in self.weights and not self.quantizer.keeps(stored, role)
+
+    def _tables(self) -> None:
+        """Embeddings are encoded first, those that are heads too: what follows sees them."""
+        for node in self.graph.nodes():
+            if node.op == "gather" and node["axis"] == 0 and plain(node.inputs[0]):
+                data = node.inputs[0]["data"]
+                new = self.quantizer.encode(data, "embedding")
+                if isinstance(new, Data):
+                    self.weights[data.key] = new
+        for site in self.sites:
+            for r in site.readers:
+                data = r.inputs[1]["data"]
+                if self.quantizer.role_of(data)[1] == "tied" and isinstance(
+                    new := self.quantizer.encode(data, "linear"), Data
+                ):
+                    self.weights[data.key] = new
+
+    # --- what an earlier build has made ----------------------------------------------------------------------------
+
+    def _key(self, data: Data, encoding: Quantized) -> str:
+        text = f"{self.chain}|{key_text(data.key) or hash(data.key)}|{encoding}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _place(self, data: Data) -> tuple[Quantized, str, str, int]:
+        """(encoding, packed format, key in the store, bytes)."""
+        encoding = self.quantizer.wanted(data, "linear")[0]
+        format = kernels.format_name(encoding.bits, encoding.group, not encoding.zero, "linear", encoding.table,
+                                     self.options.layouts)  # fmt: skip
+        return encoding, format, self._key(data, encoding), kernels.packed_nbytes(format, *data.shape)
+
+    def _found(self, readers: Sequence[Node]) -> bool:
+        """Whether the store has the weights of all of them, which then count as solved."""
+        places = {r: self._place(r.inputs[1]["data"]) for r in readers}
+        found = {r: self.options.store.find(key, size) for r, (_, _, key, size) in places.items()}
+        if any(stored is None for stored in found.values()):
+            return False
+        for r, stored in found.items():
+            assert stored is not None
+            self._keep(r.inputs[1]["data"], *places[r][:3], stored)
+        return True
+
+    def _keep(self, data: Data, encoding: Quantized, format: str, key: str, stored: Stored) -> None:
+        packed = Packed(format, stored.nbytes, stored.read)
+        new = packed_data(TensorType("f32", data.shape, encoding), ("solved", key), packed)
+        meta = stored.meta
+        self.weights[data.key] = new
+        snr, output = (_db(meta["signal"], meta["noise"]), _db(meta["output"], meta["loss"]))
+        self.solved[data.key] = Solved(new, snr, output)
+        self.chain = hashlib.sha256(f"{self.chain}|{key}".encode()).hexdigest()
+
+    # --- solving ---------------------------------------------------------------------------------------------------
+
+    def _solve(self, site: Site, readers: Sequence[Node]) -> None:
+        if self.streams is None:
+            feeds = self.calibration.feeds
+            self.streams = (
+                Stream(self.graph, feeds, {}, self.threads),
+                Stream(self.graph, feeds, self.weights, self.threads),
+            )
+            for stream in self.streams:
+                stream.expect([r for s in self.sites for r in s.readers])
+        moments = self._moments(site, readers)
+        if not np.isfinite(moments.h).all():
+            reason = "what it is given on the calibration data is too large or no number"
+            raise EdgecError("EC1302", reason, self.graph.origin(readers[0]), "Check the data, and the model in fp32")
+        hessian = gptq.Hessian.of(moments.h, self.damp)
+        enough = moments.rows >= FEW * len(moments.h)
+        for r in readers:
+            data = r.inputs[1]["data"]
+            if data.key in self.weights:
+                continue
+            encoding, format, key, size = self._place(data)
+            shift = self._shift(moments, moments.drift.get(r), hessian) if enough and self.correction else None
+            stored = self._encode(data, encoding, format, key, size, hessian, shift)
+            if stored is not None:
+                self._keep(data, encoding, format, key, stored)
+            elif isinstance(new := self.quantizer.encode(data, "linear"), Data):
+                self.weights[data.key] = new
+
+    def _residuals(self, site: Site, readers: Sequence[Node]) -> dict[Node, Node]:
+        """reader -> the residual that it adds, where that is known before the site's value is."""
+        above = set(topological([site.x]))
+        return {r: r.inputs[3] for r in readers if r.inputs[3] is not None and r.inputs[3] in above}
+
+    def _moments(self, site: Site, readers: Sequence[Node]) -> Moments:
+        assert self.streams is not None
+        k = site.x.shape[-1]
+        residuals = self._residuals(site, readers) if self.correction else {}
+        found = Moments(
+            np.zeros((k, k), np.float32),
+            np.zeros((k, k), np.float32),
+            {r: np.zeros((r.inputs[1].shape[0], k), np.float32) for r in residuals},
+        )
+        with np.errstate(all="ignore"):  # what is not finite is found in the sums
+            self._add(site, residuals, found)
+        return found
+
+    def _add(self, site: Site, residuals: dict[Node, Node], found: Moments) -> None:
+        assert self.streams is not None
+        nodes = list(dict.fromkeys([site.x, *residuals.values()]))
+        for (number, exact), (_, now) in zip(self.streams[0].run(nodes), self.streams[1].run(nodes), strict=True):
+            valid = self.calibration.valid[number]
+            x = _rows(now[site.x], valid)
+            found.h += gptq.product(x.T, x)
+            if self.correction:
+                found.cross += gptq.product((_rows(exact[site.x], valid) - x).T, x)
+            for r, node in residuals.items():
+                found.drift[r] += gptq.product((_rows(exact[node], valid) - _rows(now[node], valid)).T, x)
+            found.rows += len(x)
+
+    def _shift(self, moments: Moments, drift: np.ndarray | None, hessian: gptq.Hessian):
+        """A function of rows [begin, end) of W that gives W' - W."""
+        inverse, cross = hessian.inverse, self.correction * moments.cross
+
+        def shift(w: np.ndarray, begin: int, end: int) -> np.ndarray:
+            target = gptq.product(w, cross)
+            if drift is not None:
+                target += self.correction * drift[begin:end]
+            return inverse(target)
+
+        return shift
+
+    def _encode(self, data: Data, encoding, format: str, key: str, size: int, hessian: gptq.Hessian, shift):
+        """What is stored of the weight; None where numbers beyond f16 or none at all leave that to the policy."""
+        sums = dict.fromkeys(("noise", "signal", "loss", "output"), 0.0)
+        writer = self.options.store.put(key, size)
+        try:
+            for begin, block in data.blocks(kernels.formats()[format].panel):
+                w = floats(block["value"], self.threads)
+                aim = w if shift is None else w + shift(w, begin, begin + len(w))
+                if not np.isfinite(aim).all():
+                    return None
+                made = gptq.solve(aim, hessian, encoding, threads=self.threads)
+                if not np.isfinite(made.loss).all():
+                    return None
+                rest = kernels.dequantize(made.q, made.scale, made.zero, encoding.group) - w
+                sums["noise"] += float(np.square(rest, dtype=np.float64).sum())
+                sums["signal"] += float(np.square(w, dtype=np.float64).sum())
+                sums["loss"] += float(made.loss.sum())
+                sums["output"] += float(made.signal.sum())
+                writer.write(kernels.pack(format, made.q, made.scale, made.zero, self.threads))
+            return writer.done(sums)
+        finally:
+            writer.discard()
+
+
+def _rows(x: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
+    """[rows, K] of the values that are no padding."""
+    if valid is not None and x.shape[:2] == valid.shape:
+        return x[valid].reshape(-1, x.shape[-1])
+    return x.reshape(-1, x.shape[-1])
+
+
+def _db(signal: float, noise: float) -> float:
+    return 10 * math.log10(max(signal, 1e-300) / noise) if noise > 0 else math.inf
+
+
+def _facts(graph: Graph) -> list[str]:
+    """What the values inside of a graph depend on beside its feeds: its ops and constants."""
+    text = []
+    for n in graph.nodes():
+        attrs = (key_text(v) if n.op == "constant" else str(v) for v in n.attrs.values())
+        text.append(f"{n.op} {n.type} {' '.join(a or '?' for a in attrs)}")
+    return [hashlib.sha256("\n".join(text).encode()).hexdigest()]
+
+
+__all__ = ["Moments", "Site", "sites", "solve"]

@@ -1,0 +1,118 @@
+"""Calibrated quantization of whole graphs: outputs nearer to fp32's, the report, and the cache."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from edgec import cache
+from edgec.cache import Store
+from edgec.calibrate import data
+from edgec.calibrate.capture import Stream, capture
+from edgec.calibrate.quantize import sites, solve
+from edgec.errors import EdgecError
+from edgec.ir.node import Graph
+from edgec.rewrites.examples import f32, weights
+from edgec.rewrites.pattern import b
+from edgec.rewrites.quantize import Options, products, quantize
+
+STEPS = 64
+
+
+def chain(width: int = 96, layers: int = 3) -> Graph:
+    """Linears with residuals behind each other; what they are given is correlated."""
+    x = f32("x", "n", STEPS, width)
+    mixed = b.matmul(x, weights(width, width, seed=99, scale=0.4))
+    y = b.add(x, mixed)
+    for i in range(layers):
+        hidden = b.linear(y, weights(2 * width, width, seed=3 * i, scale=0.1), act="gelu")
+        y = b.linear(hidden, weights(width, 2 * width, seed=3 * i + 1, scale=0.1), None, y)
+    return Graph((x,), (("y", y),), {"n": (1, None)})
+
+
+def calibration(graph: Graph, tmp_path, samples: int = 24, seed: int = 0) -> data.Calibration:
+    shape = graph.inputs[0].shape[1:]
+    x = np.random.default_rng(seed).standard_normal((samples, *shape)).astype(np.float32)
+    np.savez(tmp_path / f"c{seed}.npz", x=x)
+    return data.load(tmp_path / f"c{seed}.npz", graph, limit=samples)
+
+
+def output_error(graph: Graph, quantized: Graph, feeds) -> float:
+    values: list[list[np.ndarray]] = [[], []]
+    for found, g in zip(values, (graph, quantized)):
+        capture(g, [g.outputs[0][1]], feeds, lambda node, value, number, found=found: found.append(value))
+    want, got = (np.concatenate([v.reshape(-1) for v in found]) for found in values)
+    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
+
+
+@pytest.mark.parametrize("scheme", ["best", "table"])
+def test_outputs_come_nearer(tmp_path, scheme):
+    graph = chain()
+    options = Options(scheme=scheme)
+    options = replace(
+        options, plan={s.readers[0].inputs[1]["data"].key: e for s in sites(graph) for e in [_int4(scheme)]}
+    )
+    made, held = calibration(graph, tmp_path), calibration(graph, tmp_path, 8, seed=1)
+    errors = {}
+    for name, o in {
+        "none": options,
+        "alone": solve(graph, made, options, correction=0),
+        "whole": solve(graph, made, options),
+    }.items():
+        quantized, report = quantize(graph, o)
+        assert len(report) == 6 and all(c["bits"] == 4 for c in report)
+        assert all((c["output_snr_db"] is None) == (name == "none") for c in report)
+        errors[name] = output_error(graph, quantized, held.feeds)
+    assert errors["whole"] < errors["alone"] < errors["none"]
+    assert errors["whole"] < 0.8 * errors["none"], errors
+
+
+def _int4(scheme: str):
+    from edgec.ir.types import Quantized
+
+    return Quantized(4, 32, table=scheme == "table", zero=scheme != "table")
+
+
+def test_a_second_build_finds_the_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "WORTH", 1)  # small weights are kept as well
+    graph = chain(64, 2)
+    made = calibration(graph, tmp_path, 8)
+    folder = tmp_path / "cache"
+    first = quantize(graph, solve(graph, made, Options(store=Store(folder))))
+    monkeypatch.setattr(Stream, "run", None)  # nothing is computed again
+    store = Store(folder)
+    again = quantize(graph, solve(graph, made, Options(store=store)))
+    assert store.hits == 4 and again[1] == first[1]
+    for a, c in zip(first[0].nodes(), again[0].nodes()):
+        assert a.op == c.op
+        if a.op == "constant":
+            assert np.array_equal(a["data"].array(), c["data"].array())
+    other = calibration(graph, tmp_path, 8, seed=1)
+    with pytest.raises(TypeError):  # other data: the stream runs
+        solve(graph, other, Options(store=Store(folder)))
+
+
+def test_decoder_is_calibrated(lm, tmp_path):
+    graph, files = lm
+    path = tmp_path / "t.txt"
+    path.write_text("\n".join(f"{i * i}: language models continue naïve cafés {i}." for i in range(900)))
+    found = data.load(path, graph, files, length=64, limit=20)
+    options = Options(scheme="table", plan={s.readers[0].inputs[1]["data"].key: _int4("table") for s in sites(graph)})
+    _, report = quantize(graph, solve(graph, found, options))
+    fitted = [c for c in report if c["output_snr_db"] is not None]
+    assert len(fitted) >= 8 and all(c["output_snr_db"] > 10 for c in fitted)
+
+
+def test_products_of_convolutions_are_calibrated():
+    x, w = f32("x", 1, 256, 4, 5), weights(256, 256, 1, 1, scale=0.1)
+    graph = Graph((x,), (("y", b.conv(x, w, strides=(1, 1), pads=(0,) * 4, dilations=(1, 1))),))
+    graph = products(graph, Options())
+    assert len(sites(graph)) == 1
+
+
+def test_values_that_are_no_numbers(tmp_path):
+    x = f32("x", "n", STEPS, 64)
+    big = b.exp(b.mul(x, weights(64, scale=1e6)))
+    graph = Graph((x,), (("y", b.linear(big, weights(128, 64))),), {"n": (1, None)})
+    with pytest.raises(EdgecError, match=r"EC1302.*too large or no number"):
+        solve(graph, calibration(graph, tmp_path, 40), Options())

@@ -37,7 +37,7 @@ models: env
 dev: env
 	@mkdir -p $(dir $(BUILD))
 	cmake -S . -B $(BUILD) -G "$$(command -v ninja > /dev/null && echo Ninja || echo Unix Makefiles)" \
-	  -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE=$$($(PYTHON) -c 'import sys; print(sys.executable)') \
+	  -DCMAKE_BUILD_TYPE=Release -DEDGEC_AMX_MODEL=ON -DPython_EXECUTABLE=$$($(PYTHON) -c 'import sys; print(sys.executable)') \
 	  -Dpybind11_DIR=$$($(PYTHON) -m pybind11 --cmakedir) $(CMAKE_ARGS) > $(BUILD).log 2>&1 || { cat $(BUILD).log; exit 1; }
 	cmake --build $(BUILD) -j $(JOBS)
 	cp $(BUILD)/_core*.so edgec/

@@ -19,7 +19,8 @@ constexpr struct {
   const char* name;
 } kNames[] = {{kAvx2, "avx2"},         {kFma, "fma"},           {kF16c, "f16c"},         {kAvx512f, "avx512f"},
               {kAvx512bw, "avx512bw"}, {kAvx512dq, "avx512dq"}, {kAvx512vl, "avx512vl"}, {kAvx512vnni, "avx512vnni"},
-              {kNeon, "neon"},         {kDotprod, "dotprod"},   {kI8mm, "i8mm"},         {kSme2, "sme2"}};
+              {kNeon, "neon"},         {kDotprod, "dotprod"},   {kI8mm, "i8mm"},         {kSme2, "sme2"},
+              {kAmx, "amx"},           {kAmx2, "amx2"}};
 
 #if defined(__aarch64__) && defined(EDGEC_SME2)
 // Without a compiler that knows SME2 there are no kernels for it. They exist for streaming vectors of 128, 256 and 512
@@ -71,14 +72,8 @@ uint32_t detect() {
 #endif
 #endif
 #endif
-  if (const char* off = std::getenv("EDGEC_DISABLE")) {
-    for (const auto& n : kNames) {
-      const size_t length = std::strlen(n.name);
-      for (const char* at = off; (at = std::strstr(at, n.name)); at += length) {
-        const bool whole = (at == off || at[-1] == ',') && (at[length] == 0 || at[length] == ',');
-        if (whole) bits &= ~n.bit;
-      }
-    }
+  for (const auto& n : kNames) {
+    if (feature_disabled(n.name)) bits &= ~n.bit;
   }
   return bits;
 }
@@ -88,6 +83,15 @@ uint32_t detect() {
 uint32_t cpu_feature_bits() {
   static const uint32_t bits = detect();
   return bits;
+}
+
+bool feature_disabled(const char* name) {
+  const char* off = std::getenv("EDGEC_DISABLE");
+  const size_t length = std::strlen(name);
+  for (const char* at = off; at && (at = std::strstr(at, name)); at += length) {
+    if ((at == off || at[-1] == ',') && (at[length] == 0 || at[length] == ',')) return true;
+  }
+  return false;
 }
 
 const char* feature_name(uint32_t bit) {

@@ -19,12 +19,17 @@ enum Feature : uint32_t {
   kDotprod = 1 << 9,
   kI8mm = 1 << 10,
   kSme2 = 1 << 11,
+  kAmx = 1 << 12,   // Apple's; asked of amx_features(), not part of cpu_feature_bits()
+  kAmx2 = 1 << 13,  // with what the M2 added
 };
 // What avx512vnni.cpp is compiled for.
 constexpr uint32_t kAvx512 = kAvx2 | kFma | kF16c | kAvx512f | kAvx512bw | kAvx512dq | kAvx512vl | kAvx512vnni;
 
 // Features of this CPU that the OS has enabled, less those named in EDGEC_DISABLE (comma-separated, as feature_name).
 uint32_t cpu_feature_bits();
+
+// Whether EDGEC_DISABLE names it.
+bool feature_disabled(const char* name);
 
 // Name of one bit ("avx2"), LLVM's spelling.
 const char* feature_name(uint32_t bit);

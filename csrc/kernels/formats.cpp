@@ -29,6 +29,8 @@ constexpr Format kFormats[] = {
     {"f32n16", Family::kF32N16, 32, 0, true, false, 32},
     EDGEC_GROUPS("s4", "n32k4", kS4N32K4, 4, true, 0),
     EDGEC_GROUPS("u4", "n32k4", kU4N32K4, 4, false, 4),
+    EDGEC_GROUPS("s4", "n32k1", kS4N32K1, 4, true, 0),
+    EDGEC_GROUPS("u4", "n32k1", kU4N32K1, 4, false, 4),
     EDGEC_GROUPS("s8", "row", kS8Row, 8, true, 0),
     {"s8row", Family::kS8Row, 8, 0, true, false, 8},
 };
@@ -57,9 +59,6 @@ Shape shape_of(const Format& f, int64_t k) {
 // (int4, the first four in the low nibbles), lie in a block.
 int64_t word8(int64_t c, int64_t i) { return c / 8 * 256 + c % 8 * 4 + i * 32; }
 int64_t word4(int64_t c, int64_t i) { return c / 8 * 128 + c % 8 * 4 + i * 32; }
-// Where a column's scale is in a header. In panels of 32, columns c and c + 16 are neighbours: Arm converts even and
-// odd halves of a vector of f16.
-int64_t scale_at(Family family, int64_t c) { return 2 * (panel_columns(family) == 16 ? c : c % 16 * 2 + c / 16); }
 constexpr uint32_t kNibbles = 0x0f0f0f0f, kEights = 0x08080808;
 
 uint32_t load32(const uint8_t* p) {
@@ -73,6 +72,12 @@ void store32(uint8_t* p, uint32_t v) { std::memcpy(p, &v, 4); }
 void put_column(const uint8_t* q, Family family, uint32_t flip, int64_t c, uint8_t* block) {
   if (family == Family::kS8N16K4) {
     for (int64_t i = 0; i < 8; ++i) std::memcpy(block + word8(c, i), q + 4 * i, 4);
+    return;
+  }
+  if (is_k1(family)) {
+    for (int64_t i = 0; i < kBlock; ++i) {
+      block[k1_at(i) + c / 2] |= static_cast<uint8_t>(((q[i] ^ flip) & 15) << (c % 2 * 4));
+    }
     return;
   }
   if (panel_columns(family) == 32) {
@@ -92,7 +97,9 @@ void get_column(const uint8_t* block, Family family, uint32_t flip, int64_t c, u
     for (int64_t i = 0; i < 8; ++i) std::memcpy(q + 4 * i, block + word8(c, i), 4);
     return;
   }
-  if (panel_columns(family) == 32) {
+  if (is_k1(family)) {
+    for (int64_t i = 0; i < kBlock; ++i) q[i] = block[k1_at(i) + c / 2] >> (c % 2 * 4) & 15;
+  } else if (panel_columns(family) == 32) {
     for (int64_t i = 0; i < 16; ++i) {
       const uint8_t pair = block[i / 2 * 64 + 2 * c + i % 2];
       q[2 * i] = pair & 15, q[2 * i + 1] = pair >> 4;
@@ -234,7 +241,11 @@ void pack_panels(const Format& f, const void* q, const uint16_t* scale, const ui
           }
         },
         [&](int64_t at, int64_t b) {
-          for (int64_t i = 0; i < 8 && halves > 1; ++i) std::memset(out + at + 64 * i + 2 * first, 0, 32 * span);
+          if (is_k1(f.family)) {
+            for (int64_t i = 0; i < kBlock; ++i) std::memset(out + at + 16 * i + first / 2, 0, 8 * span);
+          } else {
+            for (int64_t i = 0; i < 8 && halves > 1; ++i) std::memset(out + at + 64 * i + 2 * first, 0, 32 * span);
+          }
           const int64_t length = std::min(kBlock, k - b * kBlock);
           for (int64_t c = 0; c < valid; ++c) {
             const uint8_t* from = bytes + (column + c) * k + b * kBlock;

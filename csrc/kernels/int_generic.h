@@ -10,12 +10,14 @@ static float dot_block_generic(Family family, const uint8_t* values, const int16
     for (int k = 0; k < 32; ++k) total += wide[k / 4 * 4 + kOrder[k % 4]] * static_cast<int8_t>(at[k / 4 * 32 + k % 4]);
     return static_cast<float>(total);
   }
-  // 32 bytes hold 8 columns x 4 k: low nibbles one step of k, high nibbles the next. Or 64 bytes 32 columns x 4 k.
-  const bool wide_panel = panel_columns(family) == 32;
-  const uint8_t* at = data + (wide_panel ? column * 2 : column / 8 * 128 + column % 8 * 4);
+  // 32 bytes hold 8 columns x 4 k: low nibbles one step of k, high nibbles the next. Or 64 bytes 32 columns x 4 k; or
+  // 16 bytes 32 columns.
+  const bool k1 = is_k1(family), wide_panel = panel_columns(family) == 32 && !k1;
+  const uint8_t* at = data + (k1 ? column / 2 : wide_panel ? column * 2 : column / 8 * 128 + column % 8 * 4);
   for (int k = 0; k < 32; ++k) {
-    const int nibble =
-        wide_panel ? at[k / 4 * 64 + k % 4 / 2] >> (k % 2 * 4) & 15 : at[k / 8 * 32 + k % 4] >> (k / 4 % 2 * 4) & 15;
+    const int nibble = k1           ? at[k1_at(k)] >> (column % 2 * 4) & 15
+                       : wide_panel ? at[k / 4 * 64 + k % 4 / 2] >> (k % 2 * 4) & 15
+                                    : at[k / 8 * 32 + k % 4] >> (k / 4 % 2 * 4) & 15;
     const int u = family == Family::kT4N16K4 ? kTable[nibble] + 16 : nibble;
     total += u * static_cast<int8_t>(values[k]);
   }
@@ -43,9 +45,8 @@ static void linear_int_generic(const LinearJob& job, int64_t tile_begin, int64_t
         float scale[kPanel];
         int zero[kPanel];
         for (int c = 0; c < kPanel; ++c) {
-          scale[c] = kFamily == Family::kT4N16K4
-                         ? static_cast<float>(static_cast<int8_t>(header[c]))
-                         : half_to_float(load_u16(header + (kColumns == 32 ? 4 * c + first / 8 : 2 * c)));
+          scale[c] = kFamily == Family::kT4N16K4 ? static_cast<float>(static_cast<int8_t>(header[c]))
+                                                 : half_to_float(load_u16(header + scale_at(kFamily, first + c)));
           zero[c] = has_zeros(kFamily) ? header[2 * kColumns + (first + c) / 2] >> (c % 2 * 4) & 15 : 0;
         }
         b += header_bytes(kFamily);

@@ -6,18 +6,21 @@
 namespace edgec::kernels {
 
 constexpr int64_t kBlock = 32;  // activations that share a scale
-constexpr int64_t kMaxTileRows = 16;
+constexpr int64_t kMaxTileRows = 32;
 
 // S16: of four k in the order 0, 2, 1, 3. T: one s32 sum instead of two of s16. X4: tiles are padded to four rows, and
 // have a s32 start instead of the sums; P2: pairs of rows interleaved by 8 of k, their scales twice (r0 r0 r1 r1), no
-// sums; Q16: sixteen rows interleaved by 4 of k, tiles padded to sixteen, s32 sums.
-enum class Lhs : int32_t { F32, S8B32, S16B32, S8B32T, S8B32X4, S8P2B32X4, S8Q16B32 };
+// sums; Q16: sixteen rows interleaved by 4 of k, tiles padded to sixteen, s32 sums. F16K32: f16, k by k of 32 rows
+// (prepare_amx.h).
+enum class Lhs : int32_t { F32, S8B32, S16B32, S8B32T, S8B32X4, S8P2B32X4, S8Q16B32, F16K32 };
 
 // Bytes of one row's block in the prepared activations: values, f32 scale, and for S8B32 two s16 sums.
-constexpr int64_t block_bytes(Lhs lhs) { return lhs == Lhs::F32 ? 0 : lhs == Lhs::S16B32 ? 64 + 4 : 32 + 4 + 4; }
+constexpr int64_t block_bytes(Lhs lhs) {
+  return lhs == Lhs::F32 ? 0 : lhs == Lhs::F16K32 ? 64 : lhs == Lhs::S16B32 ? 64 + 4 : 32 + 4 + 4;
+}
 // Rows that a tile is a multiple of, but for a last one that is padded.
 constexpr int64_t row_unit(Lhs lhs) {
-  return lhs == Lhs::S8Q16B32 ? 16 : lhs == Lhs::S8B32X4 || lhs == Lhs::S8P2B32X4 ? 4 : 1;
+  return lhs == Lhs::F16K32 ? 32 : lhs == Lhs::S8Q16B32 ? 16 : lhs == Lhs::S8B32X4 || lhs == Lhs::S8P2B32X4 ? 4 : 1;
 }
 
 // Rows are cut into tiles of nearly equal height, none above mr. A tile is stored block by block:
@@ -58,7 +61,9 @@ struct LinearKernel {
 };
 
 // Bytes of a group's scales and zero points in a panel.
-constexpr bool has_zeros(Family family) { return family == Family::kU4N16K4 || family == Family::kU4N32K4; }
+constexpr bool has_zeros(Family family) {
+  return family == Family::kU4N16K4 || family == Family::kU4N32K4 || family == Family::kU4N32K1;
+}
 constexpr int64_t header_bytes(Family family) {
   return family == Family::kT4N16K4 ? 16 : panel_columns(family) / 2 * (has_zeros(family) ? 5 : 4);
 }
@@ -66,6 +71,14 @@ constexpr int64_t header_bytes(Family family) {
 constexpr int64_t panel_header_bytes(Family family) { return family == Family::kT4N16K4 ? kPanel : 0; }
 // Bytes of a block of 32 along K in a panel.
 constexpr int64_t data_bytes(Family family) { return family == Family::kS8N16K4 ? 512 : panel_columns(family) * 16; }
+
+// Where a column's scale is in a header. In panels by 4 of k, columns c and c + 16 are neighbours: Arm converts even
+// and odd halves of a vector of f16.
+constexpr int64_t scale_at(Family family, int64_t c) {
+  return 2 * (panel_columns(family) == 16 || is_k1(family) ? c : c % 16 * 2 + c / 16);
+}
+// Where the 16 bytes of a k are in a block of a panel of 32 columns, k by k.
+constexpr int64_t k1_at(int64_t k) { return 16 * (k % 8 * 4 + k / 8); }
 
 // The functions that the table names: defined in avx2.cpp, generic.cpp ...
 #define EDGEC_LINEAR(name, isa, features, family, lhs, mr, nr, max_m, priority) \

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/amx.h"
 #include "kernels/cpu_features.h"
 #include "kernels/job.h"
 
@@ -31,14 +32,19 @@ const Op kOps[] = {
 #undef EDGEC_LINEAR
 #undef EDGEC_OP
 
-bool runs_here(uint32_t features) { return (features & ~cpu_feature_bits()) == 0; }
+bool runs_here(uint32_t features) {
+  const uint32_t missing = features & ~cpu_feature_bits();
+  return missing == 0 || ((missing & ~(kAmx | kAmx2)) == 0 && (missing & ~amx_features()) == 0);
+}
 
 const IsaOps& ops_or_best(const IsaOps* ops) {
   static const IsaOps* best = select_ops();
   return ops ? *ops : *best;
 }
 
-uint8_t* align64(void* p) { return reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(p) + 63) & ~uintptr_t{63}); }
+uint8_t* align(void* p, uintptr_t to = 64) {
+  return reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(p) + to - 1) & ~(to - 1));
+}
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -100,6 +106,7 @@ const char* kernel_name(const LinearKernel& kernel) { return kernel.info.name; }
 size_t linear_scratch_bytes(const Format& format, int64_t m, int64_t k, Norm norm) {
   if (format.family == Family::kF32N16)
     return norm == Norm::kNone ? 0 : static_cast<size_t>(m * k) * sizeof(float) + 64;
+  if (is_k1(format.family)) return amx_scratch_bytes(m, ceil_div(k, kBlock));
   const Lhs lhs = format.family == Family::kS8N16K4 ? Lhs::S16B32 : Lhs::S8B32;
   // Some kernels pad the last rows to four, those of wide panels to sixteen.
   const int64_t unit = panel_columns(format.family) == kPanel ? 4 : 16;
@@ -118,7 +125,7 @@ void linear(const LinearArgs& args, const ParallelFor& pool, void* scratch, cons
   job.panel_bytes = panel_header_bytes(args.format->family) +
                     ceil_div(job.blocks, job.group_blocks) * header_bytes(args.format->family) +
                     job.blocks * data_bytes(args.format->family);
-  job.prepared = scratch ? align64(scratch) : nullptr;
+  job.prepared = scratch ? align(scratch, job.lhs == Lhs::F16K32 ? 256 : 64) : nullptr;
 
   if (job.lhs != Lhs::F32 || args.norm != Norm::kNone) {
     const auto prepare = job.lhs == Lhs::F32         ? kernel->ops->prepare_f32
@@ -126,6 +133,7 @@ void linear(const LinearArgs& args, const ParallelFor& pool, void* scratch, cons
                          : job.lhs == Lhs::S8B32T    ? kernel->ops->prepare_s8b32t
                          : job.lhs == Lhs::S8P2B32X4 ? kernel->ops->prepare_s8p2b32
                          : job.lhs == Lhs::S8Q16B32  ? kernel->ops->prepare_s8q16b32
+                         : job.lhs == Lhs::F16K32    ? prepare_f16k32
                                                      : kernel->ops->prepare_s8b32;
     const int64_t tile_values = ceil_div(args.m, job.tiles) * args.k;
     parallel(pool, job.tiles, 1 + (1 << 15) / (1 + tile_values),
@@ -149,7 +157,7 @@ void linear(const LinearArgs& args, const ParallelFor& pool, void* scratch, cons
 #if defined(__aarch64__)
     const int64_t unit = std::max(args.m == 1 ? 4 : 1, kernel->info.nr / kPanel);
 #else
-    constexpr int64_t unit = 1;
+    const int64_t unit = job.lhs == Lhs::F16K32 ? 2 : 1;
 #endif
     const int64_t units = ceil_div(count, unit);
     parallel(
@@ -169,7 +177,7 @@ size_t matmul_scratch_bytes(const MatmulArgs& args, int workers) {
 }
 
 void matmul_f32(const MatmulArgs& args, const ParallelFor& pool, void* scratch, const IsaOps* ops) {
-  ops_or_best(ops).matmul(args, pool, align64(scratch));
+  ops_or_best(ops).matmul(args, pool, align(scratch));
 }
 
 size_t attention_scratch_bytes(const AttentionArgs& args, int workers) {
@@ -179,7 +187,7 @@ size_t attention_scratch_bytes(const AttentionArgs& args, int workers) {
 }
 
 void attention_f32(const AttentionArgs& args, const ParallelFor& pool, void* scratch, const IsaOps* ops) {
-  ops_or_best(ops).attention(args, pool, align64(scratch));
+  ops_or_best(ops).attention(args, pool, align(scratch));
 }
 
 void cache_write(const CacheWrite& write, const IsaOps* ops) { ops_or_best(ops).cache_write(write); }
@@ -231,6 +239,10 @@ const char* family_name(Family family) {
       return "s4n32k4";
     case Family::kU4N32K4:
       return "u4n32k4";
+    case Family::kS4N32K1:
+      return "s4n32k1";
+    case Family::kU4N32K1:
+      return "u4n32k1";
     case Family::kS8Row:
       return "s8row";
   }

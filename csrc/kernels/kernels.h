@@ -46,7 +46,18 @@ void parallel(const ParallelFor& pool, int64_t n, int64_t grain, F&& f, const Ah
 
 // ---- Packed formats: the name is the contract between compiler and kernels (docs/kernels.md has the layouts) ----
 
-enum class Family : int32_t { kS4N16K4, kU4N16K4, kT4N16K4, kS8N16K4, kF32N16, kS4N32K4, kU4N32K4, kS8Row };
+enum class Family : int32_t {
+  kS4N16K4,
+  kU4N16K4,
+  kT4N16K4,
+  kS8N16K4,
+  kF32N16,
+  kS4N32K4,
+  kU4N32K4,
+  kS4N32K1,
+  kU4N32K1,
+  kS8Row
+};
 
 struct Format {
   const char* name;
@@ -67,8 +78,9 @@ const Format* find_format(std::string_view name);  // null: no such format
 
 constexpr int kPanel = 16;  // columns (rows of the [N, K] weight) that one panel holds
 // What lies together in the packing: a whole number of panels.
+constexpr bool is_k1(Family family) { return family == Family::kS4N32K1 || family == Family::kU4N32K1; }
 constexpr int panel_columns(Family family) {
-  return family == Family::kS4N32K4 || family == Family::kU4N32K4 ? 32 : 16;
+  return family == Family::kS4N32K4 || family == Family::kU4N32K4 || is_k1(family) ? 32 : 16;
 }
 inline int64_t panels(int64_t n) { return (n + kPanel - 1) / kPanel; }
 

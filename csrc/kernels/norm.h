@@ -69,7 +69,7 @@ class NormedRows {
 };
 
 // Row tiles normalised into [m][k] floats.
-static void prepare_f32(const LinearJob& job, int64_t tile_begin, int64_t tile_end) {
+[[maybe_unused]] static void prepare_f32(const LinearJob& job, int64_t tile_begin, int64_t tile_end) {
   const LinearArgs& a = job.args;
   float block[kBlock];
   for (int64_t row = job.row(tile_begin); row < job.row(tile_end); ++row) {

@@ -483,6 +483,10 @@ py::list list_formats() {
 
 }  // namespace
 
+#if defined(EDGEC_AMX_MODEL)
+void bind_amx_model(py::module_& m);
+#endif
+
 void bind_kernels(py::module_& module) {
   py::module_ m = module.def_submodule("kernels", "Kernels and packed formats; edgec.kernels is the front.");
   m.def("quantize", &quantize);
@@ -517,4 +521,7 @@ void bind_kernels(py::module_& module) {
   m.def("list", &list_kernels);
   m.def("table", [] { return std::vector<int>(std::begin(ek::kTable), std::end(ek::kTable)); });
   m.def("formats", &list_formats);
+#if defined(EDGEC_AMX_MODEL)
+  bind_amx_model(m);
+#endif
 }

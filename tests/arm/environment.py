@@ -50,7 +50,17 @@ PURE_WHEELS = (
 # One target to link for, since each new one makes zig build its C library once; sources have CPUs of their own.
 TARGET = ("-target", "aarch64-linux-gnu.2.28")
 CPU = {"neon_dotprod": "generic+dotprod", "neon_i8mm": "generic+dotprod+i8mm", "sme2": "generic+sme2"}
-FLAGS = ("-DEDGEC_SME2", "-std=c++20", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-fwrapv", "-Wno-psabi", "-Icsrc")
+FLAGS = (
+    "-DEDGEC_SME2",
+    "-DEDGEC_AMX",
+    "-std=c++20",
+    "-DNDEBUG",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fwrapv",
+    "-Wno-psabi",
+    "-Icsrc",
+)
 
 
 class Unavailable(Exception):
@@ -133,7 +143,7 @@ def _compile(source: Path, extra: tuple[str, ...]) -> Path:
     )
     if not out.exists() or out.stat().st_mtime < newest:
         out.parent.mkdir(parents=True, exist_ok=True)
-        level = "-O3" if source.parent.name == "kernels" else "-O1"
+        level = "-O3" if source.parent.name in {"kernels", "emulate"} else "-O1"
         flags = [level, *TARGET, f"-mcpu={CPU.get(source.stem, 'generic')}", *FLAGS, *extra]
         _run(
             [sys.executable, "-m", "ziglang", "c++", *flags, "-c", str(source), "-o", str(out)],
@@ -157,7 +167,8 @@ def build(
 
 
 def kernel_sources() -> list[Path]:
-    return sorted((PROJECT / "csrc/kernels").glob("*.cpp"))
+    """With AMX by trap and emulate."""
+    return [*sorted((PROJECT / "csrc/kernels").glob("*.cpp")), *sorted((PROJECT / "csrc/emulate").glob("amx_*.cpp"))]
 
 
 def build_extension() -> Path:

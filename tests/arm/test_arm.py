@@ -32,6 +32,11 @@ LIMITS = [
     ("linear_f32_s8b32_u4n32k4_1x128_sme2", "u4g32n32k4", 1, 4096, 4096, 1.02),
     ("linear_f32_s8q16b32_s4n32k4_16x32_sme2", "s4g32n32k4", 128, 1024, 1024, 0.195),
     ("linear_f32_s8q16b32_u4n32k4_16x32_sme2", "u4g32n32k4", 128, 1024, 1024, 0.21),
+    ("linear_f32_s8b32_s4n32k1_2x32_dotprod", "s4g32n32k1", 1, 4096, 4096, 9.2),
+    ("linear_f32_s8b32_u4n32k1_2x32_dotprod", "u4g32n32k1", 1, 4096, 4096, 10),
+    ("linear_f32_f16k32_s4n32k1_32x32_amx", "s4g32n32k1", 128, 1024, 1024, 0.113),
+    ("linear_f32_f16k32_s4n32k1_32x32_amx2", "s4g32n32k1", 128, 1024, 1024, 0.08),
+    ("linear_f32_f16k32_u4n32k1_32x32_amx2", "u4g32n32k1", 128, 1024, 1024, 0.082),
 ]
 
 
@@ -88,7 +93,8 @@ def run_linear():
 def test_executed_instructions(run_linear, kernel, fmt, m, n, k, limit):
     """The whole product but the activations' quantization: unpacking, scaling and the store are within."""
     isa = kernel.rsplit("_", 1)[1]
-    functions = rf"{kernel}|kernels{len(isa)}{isa}"
+    # AMX's namespace has its activations' preparation too, and the products with known answers
+    functions = rf"{kernel}|kernels3amxL?\d+(amx|store)_" if isa[:3] == "amx" else rf"{kernel}|kernels{len(isa)}{isa}"
     arguments = [kernel, fmt, *map(str, (m, n, k))]
     counted, mix = count_instructions.count(environment.emulator(), run_linear, arguments, functions)
     per_unit = counted.total() / (m * n * k / 32)

@@ -21,6 +21,10 @@ def of_family(kernel: ek.Kernel) -> st.SearchStrategy[ek.Format]:
     return st.sampled_from([f for f in ek.formats().values() if f.family == kernel.family])
 
 
+def takes_f16(kernel: ek.Kernel) -> bool:
+    return "_f16k32_" in kernel.name
+
+
 def need(kernel: ek.Kernel) -> None:
     if not kernel.available:
         pytest.skip(f"this CPU lacks one of {', '.join(kernel.features)}")
@@ -40,8 +44,35 @@ def quantize_activations(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(padded * inverse[..., None]).astype(np.float64), (top / np.float32(127)).astype(np.float32)
 
 
-def reference(x: np.ndarray, w: es.QuantizedWeight) -> tuple[np.ndarray, np.ndarray]:
+def f16_activations(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """f16 values as float64 [M, K] and a factor of each row [M, 1], as docs/kernels.md states them for AMX."""
+    top = np.abs(x).max(-1, keepdims=True, initial=0).astype(np.float64)
+    with np.errstate(divide="ignore"):
+        power = np.exp2(np.minimum(np.floor(np.log2(top)), 126))
+    factor = np.where((top < 2.0**-119) | ((top >= 2.0**-3) & (top < 2.0**15)), 1.0, power)
+    with np.errstate(over="ignore"):
+        values = (x.astype(np.float64) / factor).astype(np.float32).astype(np.float16)
+    return np.where(top < 2.0**-119, 0, values.astype(np.float64)), factor
+
+
+def f16_weights(w: es.QuantizedWeight) -> np.ndarray:
+    """Of int4: (q - 8) * scale + (8 - zero) * scale, the second term and the whole rounded to f16."""
+    k = w.q.shape[1]
+    scale = np.repeat(w.scale.astype(np.float64), w.group, axis=1)[:, :k]
+    with np.errstate(over="ignore", invalid="ignore"):
+        if w.zero is None:
+            return (w.integers() * scale).astype(np.float16).astype(np.float64)
+        zero = np.repeat(w.zero.astype(np.float64), w.group, axis=1)[:, :k]
+        shift = ((8 - zero) * scale).astype(np.float16).astype(np.float64)
+        return ((w.q.astype(np.float64) - 8) * scale + shift).astype(np.float16).astype(np.float64)
+
+
+def reference(kernel: ek.Kernel, x: np.ndarray, w: es.QuantizedWeight) -> tuple[np.ndarray, np.ndarray]:
     """Product in float64 and the sum of its terms' magnitudes: rounding errors are a small multiple of that."""
+    if takes_f16(kernel):
+        (a, factor), b = f16_activations(x), f16_weights(w)
+        with np.errstate(invalid="ignore"):
+            return (a @ b.T) * factor, (np.abs(a) @ np.abs(b).T) * factor
     if w.scale is None:
         a, b = x.astype(np.float64), w.values()
         return a @ b.T, np.abs(a) @ np.abs(b).T
@@ -68,13 +99,15 @@ def test_linear_matches_reference(kernel, data):
     out = es.guarded(np.full((m, n), np.nan, np.float32), data.draw(st.booleans()))
     threads = data.draw(st.integers(1, 4))
     ek.gemm(x, packed, w.format.name, n, k, threads=threads, kernel=kernel.name, out=out)
-    want, magnitude = reference(x, w)
-    depth = k if w.scale is None else -(-k // 32)
+    want, magnitude = reference(kernel, x, w)
+    depth = k if w.scale is None or takes_f16(kernel) else -(-k // 32)
     # A term's two scale products and each addition round once; below that, float32's own limits.
     bound = (depth + 4) * EPSILON * magnitude + 1e-44 * (depth + 1)
-    with np.errstate(over="ignore"):
-        overflow = np.abs(magnitude) > np.finfo(np.float32).max
-    assert (np.abs(out - want) <= bound)[~overflow].all()
+    with np.errstate(over="ignore", invalid="ignore"):
+        overflow = ~(magnitude <= np.finfo(np.float32).max)
+        if takes_f16(kernel):  # a weight's f16 may be infinite, of padding too
+            overflow |= np.abs(w.scale.astype(np.float32)).max(1) > 65504 / 16
+        assert (np.abs(out - want) <= bound)[~overflow].all()
 
 
 @pytest.mark.parametrize("kernel", [k for k in LINEAR if k.family != "f32n16"], ids=lambda k: k.name)
@@ -203,6 +236,12 @@ def test_norm_before_the_product(kernel, data):
         bound = slack @ values.T + (k + 4) * EPSILON * (np.abs(y) @ values.T) + 1e-30
         assert (np.abs(got - y @ w.values().T) <= bound).all()
         return
+    if takes_f16(kernel):
+        loose = slack + 2.0**-11 * np.abs(y) + 2.0**-22 * np.abs(y).max(-1, keepdims=True)
+        b = np.abs(f16_weights(w))
+        bound = loose @ b.T + (k + 4) * EPSILON * (np.abs(y) @ b.T) + 1e-30
+        assert (np.abs(got - y @ f16_weights(w).T) <= bound).all()
+        return
     # In int8 a value that is within its slack of the middle of two steps may go either way.
     q, step = quantize_activations(y.astype(np.float32))
     steps = np.repeat(step, 32, axis=1)[:, :k].astype(np.float64)
@@ -235,15 +274,17 @@ def test_gated_products(fmt, act):
     w = ek.interleave(gate, up)
     f = ek.formats()[fmt]
     q = (w,) if f.bits == 32 else ek.quantize(w, f.bits, f.group, f.symmetric, table=f.table)
-    value = w if f.bits == 32 else ek.dequantize(*q, group=f.group)
     x = np.sign(rng.standard_normal((7, 64))).astype(np.float32)  # exact in int8 but for the rounding of the scale
-    both = (x @ value.T).reshape(7, 3, 2, 8)
     bias = rng.standard_normal(48).astype(np.float32)
-    out = ek.gemm(x, ek.pack(fmt, *q), fmt, 48, 64, bias=bias, act=act)
-    both = both + bias.reshape(3, 2, 8)
     oracle = ORACLES[{"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh"}[act]]
-    want = oracle(both[:, :, 0]) * both[:, :, 1]
-    np.testing.assert_allclose(out, want.reshape(7, 24), rtol=1e-4, atol=1e-4)
+    for kernel in (k for k in LINEAR if k.family == f.family and k.available):
+        value = w if f.bits == 32 else ek.dequantize(*q, group=f.group)
+        if takes_f16(kernel):
+            value = f16_weights(es.QuantizedWeight(f, *q))
+        both = (x @ value.T).reshape(7, 3, 2, 8) + bias.reshape(3, 2, 8)
+        out = ek.gemm(x, ek.pack(fmt, *q), fmt, 48, 64, bias=bias, act=act, kernel=kernel.name)
+        want = oracle(both[:, :, 0]) * both[:, :, 1]
+        np.testing.assert_allclose(out, want.reshape(7, 24), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kernel", [k for k in ek.list() if k.op == "quantize"], ids=lambda k: k.name)
@@ -351,7 +392,7 @@ def test_names_follow_the_grammar():
         op, dst, *_operands, tile, isa = k.name.split("_")
         assert len(k.name.split("_")) == 6, k.name
         assert op == k.op and dst in {"f32", "u4"}, k.name
-        assert isa in {"avx2", "avx512vnni", "neon", "dotprod", "i8mm", "sme2", "generic"}, k.name
+        assert isa in {"avx2", "avx512vnni", "neon", "dotprod", "i8mm", "sme2", "amx", "amx2", "generic"}, k.name
         assert all(part.isdigit() for part in tile.split("x")), k.name
     assert len({k.name for k in ek.list()}) == len(ek.list())
     for f in ek.formats().values():

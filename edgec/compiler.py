@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import math
@@ -44,6 +45,8 @@ class Options:
     max_context: int | None = None
     embedding: int = 8
     bits: float | None = None
+    prune: str | None = None
+    speedup: str | None = None
 
     @property
     def cached_in(self) -> str:
@@ -68,6 +71,10 @@ class Options:
             raise EdgecError("EC1001", f"{self.embedding} is neither 4 nor 8", "--embedding")
         if self.bits not in (None, 4.25):
             raise EdgecError("EC1001", f"{self.bits} is not 4.25", "--bits", "Leave it out for 4.5 or 4.625 bits")
+        if self.prune is not None or self.speedup is not None:
+            from edgec.calibrate.prune import parse
+
+            parse(self.prune, self.speedup)
         if self.bits and (self.weights != "int4" or self.group != 32):
             raise EdgecError("EC1001", "4.25 bits are a kind of int4 with groups of 32", "--bits")
 
@@ -82,6 +89,7 @@ class BuildReport:
     (symbols at `sample`).
     arena_bytes and values_bytes: peak of the arena, and the sum of all values, at `sample`.
     calibration: name, samples and sha256 of the data that weights were fitted to.
+    pruning: what was removed, as calibrate.prune.Pruned.as_dict says; of masks their zeros.
     notes: what a user should know of a language model: its cache, and why it is none that the session keeps.
     healing: what healing changed, as edgec.distill.heal.Report says.
     cached_bytes: of the encoded weights, those that an earlier build had made. peak_rss_bytes: of this process so far.
@@ -104,6 +112,7 @@ class BuildReport:
     notes: list[str] = field(default_factory=list)
     calibration: dict | None = None
     healing: dict | None = None
+    pruning: dict | None = None
     cached_bytes: int = 0
     peak_rss_bytes: int = 0
     phases: dict[str, float] = field(default_factory=dict)
@@ -146,6 +155,7 @@ class Build:
         self.source: dict[str, str] | None = None  # the model's file name and SHA-256
         self.ranges: dict[str, tuple[int, int]] = {}
         self.lm: dict | None = None  # the manifest's key of that name
+        self.calib: str | os.PathLike | None = None
         self.files: dict[str, bytes] = {}  # tokenizer, chat template and configs: members of the artifact
         self.calibration: Any = None  # calibrate.data.Calibration
         self.parameters = 0  # float numbers that the imported graph holds
@@ -199,12 +209,14 @@ class Build:
         assert self.graph is not None
         self._phase("rewrite")
         graph = widen(self.graph) if self.options.weights != "fp32" else self.graph
-        self.graph = rewrites.run(rewrites.one_length(graph), rewrites.PHASES, dump=self.dump)
+        graph = rewrites.run(rewrites.one_length(graph), rewrites.PHASES, dump=self.dump)
         if self.distill is not None:
-            self.source_graph = self.graph
-        self.graph, self.lm, self.report.notes = rewrites.as_decoder(
-            self.graph, self.options.cached_in, self.options.max_context
-        )
+            self.source_graph = graph
+        if self.options.prune is not None or self.options.speedup is not None:
+            graph = rewrites.run(self._pruned(graph), rewrites.PHASES)
+            self.dump("prune", graph)
+        self.graph, self.lm, notes = rewrites.as_decoder(graph, self.options.cached_in, self.options.max_context)
+        self.report.notes += notes
         if self.lm is not None:
             from edgec.frontend.folder import text_facts
 
@@ -225,6 +237,36 @@ class Build:
         self.calibration = data.load(path, self.graph, self.files)
         name, found = Path(path).name, self.calibration
         self.report.calibration = {"name": name, "samples": found.samples, "sha256": found.key}
+
+    def _pruned(self, graph: Graph) -> Graph:
+        """The graph with fewer channels or layers, or with zeros, as the options say."""
+        from edgec.calibrate import data
+        from edgec.calibrate import prune as p
+        from edgec.calibrate.prune.latency import speeds
+        from edgec.rewrites import states
+
+        self._done()
+        self._phase("prune")
+        request = p.parse(self.options.prune, self.options.speedup)
+        assert request is not None
+        load = None if self.calib is None else functools.partial(data.load, self.calib, graph, self.files)
+        if request.mask is not None:
+            graph, layers = p.mask_model(graph, *request.mask, load, self._share)
+            self.report.pruning = {"method": request.mask[0], "zeros": layers}
+            return graph
+        caches = {} if self.options.cached_in == "exposed" else {c.past["name"]: c.present for c in states.find(graph)}
+        cost, rest, save = None, 0.0, None
+        if request.speedup is not None:
+            folder = self.store.folder
+            cost, rest, save = speeds(graph, self.target, self.options.weights, sample_dims(graph), folder)
+        found = p.prune_model(graph, request, load, caches, cost=cost, rest=rest, tick=self._share)
+        if save is not None:
+            save()
+        self.report.pruning = found.as_dict()
+        if load is None:
+            self.report.notes.append("Channels were pruned by the size of their weights alone; --calib FILE says which "
+                                     "ones matter, and makes up for them.")  # fmt: skip
+        return found.graph
 
     def quantize(self) -> Graph:
         assert self.graph is not None
@@ -345,6 +387,7 @@ class Build:
             "report": {
                 "weights": r.weights,
                 "calibration": r.calibration,
+                **({} if r.pruning is None else {"pruning": r.pruning}),
                 "tuned_share": r.tuned_share,
                 "weight_bits": r.weight_bits,
                 "macs": r.macs,
@@ -469,6 +512,8 @@ def build(
     max_context: int | None = None,
     embedding: int = 8,
     bits: float | None = None,
+    prune: str | None = None,
+    speedup: str | float | None = None,
     calib: str | os.PathLike | None = None,
     dims: Mapping[str, Any] | None = None,
     constants: Mapping[str, np.ndarray] | None = None,
@@ -489,11 +534,11 @@ def build(
     stop_after: one of PHASES; nothing is written unless it is the last. tokenizer: folder whose tokenizer, chat
     template and configs the artifact takes along, default the model's own; "none" for nothing. bits: 4.25 takes int4
     weights from a table of 16 uneven values (x86-64 only); None chooses steps of equal size in 4.5 or 4.625 bits.
-    embedding: bits of tables (and of the head that is tied to one) under int4. calib: a file or folder of calibration
-    data (`calibrate.data`) that weights are fitted to. cache: True or a folder keeps encoded weights for later builds,
-    so that one that was interrupted goes on where it was. distill: data (calibrate.data) on which norms, biases and
-    scales learn from the source what quantization cost; needs torch. Raises EdgecError; a failed build leaves nothing
-    behind but that.
+    embedding: bits of tables (and of the head that is tied to one) under int4. prune, speedup: what to remove, as
+    calibrate.prune.request reads it ("20%", "ffn=30%,layers=2", "1.5x"). calib: a file or folder of calibration data
+    (`calibrate.data`) that weights are fitted to. cache: True or a folder keeps encoded weights for later builds, so that
+    one that was interrupted goes on where it was. distill: data (calibrate.data) on which norms, biases and scales learn
+    from the source what quantization cost; needs torch. Raises EdgecError; a failed build leaves nothing behind but that.
     """
     for package in ("onnx", "onnx_ir", "tvm"):
         if importlib.util.find_spec(package) is None:
@@ -505,7 +550,10 @@ def build(
             raise EdgecError("EC1002", "--distill needs torch", hint="Install it: pip install 'edgec[distill]'")
         if weights == "fp32":
             raise EdgecError("EC1001", "fp32 weights lose nothing that could heal", "--distill", "Leave it out")
-    options = Options(target, weights, group, activations, dict(dims or {}), kv_cache, max_context, embedding, bits)
+    factor = None if speedup is None else str(speedup)
+    options = Options(
+        target, weights, group, activations, dict(dims or {}), kv_cache, max_context, embedding, bits, prune, factor
+    )
     is_path = isinstance(model, (str, os.PathLike))
     if out is None:
         if not is_path:
@@ -520,6 +568,7 @@ def build(
         model = model_file(model)
         job.files = text_files(model, tokenizer)
     job.distill = distill
+    job.calib = calib
     job.load(model, constants)
 
     def rewrite() -> None:

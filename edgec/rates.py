@@ -196,14 +196,18 @@ def forget() -> None:
     _file().unlink(missing_ok=True)
 
 
-def _file() -> Path:
-    """One for each CPU model and kernel table: another CPU, or other kernels, have other rates."""
+def fingerprint() -> str:
+    """Of the CPU model and the kernel table, for names of files that hold measurements."""
     import hashlib
 
     from edgec import _core, kernels
 
     facts = [VERSION, _cpu_model(), sorted(_core.cpu_features()), [k.name for k in kernels.list() if k.available]]
-    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _file() -> Path:
+    """One for each CPU model and kernel table: another CPU, or other kernels, have other rates."""
     folder = os.environ.get("EDGEC_CACHE_DIR")
     if not folder:
         try:
@@ -212,7 +216,7 @@ def _file() -> Path:
             folder = user_cache_dir("edgec")
         except ImportError:
             folder = os.path.expanduser("~/.cache/edgec")
-    return Path(folder) / f"rates-{digest}.json"
+    return Path(folder) / f"rates-{fingerprint()}.json"
 
 
 def _cpu_model() -> str:

@@ -40,6 +40,8 @@ def build(
     max_context: int | None = None,
     embedding: Literal[4, 8] = 8,
     bits: float | None = None,
+    prune: str | None = None,
+    speedup: str | None = None,
     dim: tuple[str, ...] = (),
     const: tuple[str, ...] = (),
     calib: Path | None = None,
@@ -76,6 +78,10 @@ def build(
         Bits of embedding tables under int4, and of a head that is tied to one.
     bits
         4.25 takes int4 weights from a table of 16 uneven values: fewer bits and less error than by default.
+    prune
+        Remove what matters least: 20% of the work, or by kind: ffn=30%,heads=25%,conv=20%,layers=2 (docs/pruning.md).
+    speedup
+        Remove as much as makes a run so many times faster on the target: 1.5x.
     dim
         NAME=SIZE fixes a symbolic dim, NAME=LO..HI bounds it; repeat it for several. An unnamed dim is INPUT.AXIS.
     const
@@ -126,6 +132,8 @@ def build(
             max_context=max_context,
             embedding=embedding,
             bits=bits,
+            prune=prune,
+            speedup=speedup,
             calib=calib,
             dims=parse_dims(dim),
             constants=constants,
@@ -288,6 +296,7 @@ def _show(found: dict[str, Any], out: Path) -> None:
             ("artifact", out),
             ("size", f"{bytes_text(before)} -> {bytes_text(after)} ({before / max(after, 1):.1f}x smaller)"),
             ("weights", f"{found['weight_bits']:.2f} bits each" if found["weight_bits"] else None),
+            ("pruned", _pruning_text(found["pruning"])),
             ("tuned", f"{found['tuned_share']:.1%} of {found['macs'] / 1e6:.1f} M multiply-accumulates"),
             ("memory", memory),
             *(("estimated", e["text"]) for e in found["estimates"]),
@@ -308,6 +317,21 @@ def _healing_text(found: dict[str, Any] | None) -> str | None:
         return None
     before, after = (sum(found[k].values()) for k in ("before", "after"))
     return f"loss against the source {before:.4f} -> {after:.4f} on data kept out, {found['closed']:.0%} of it gone"
+
+
+def _pruning_text(found: dict[str, Any] | None) -> str | None:
+    if found is None:
+        return None
+    if "zeros" in found:
+        share = sum(row["zeros"] for row in found["zeros"]) / len(found["zeros"])
+        return f"{share:.1%} zeros in {len(found['zeros'])} products by {found['method']}; shapes stay"
+    counts: dict[str, list[int]] = {}
+    for row in found["removed"]:
+        before, after = counts.setdefault(row["kind"], [0, 0])
+        counts[row["kind"]] = [before + row["before"], after + row["after"]]
+    parts = [f"{kind} {before} -> {after}" for kind, (before, after) in counts.items()]
+    parts += [f"{len(found['dropped'])} branches dropped"] if found["dropped"] else []
+    return f"{', '.join(parts) or 'nothing'}; {found['work']:.1%} of the products' work left, by {found['method']}"
 
 
 def _error_text(check: dict[str, Any] | None) -> str | None:

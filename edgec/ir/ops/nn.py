@@ -186,7 +186,7 @@ def _conv(x, w, bias, residual, strides, pads, dilations, group, act):
     return _epilogue("conv", out, bias, residual, act)
 
 
-def _windows(x, kernel, strides, dilations):
+def windows(x, kernel, strides, dilations):
     """[N, C, out..., kernel...] views of a padded operand."""
     n = len(kernel)
     spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilations)]
@@ -198,7 +198,7 @@ def _windows(x, kernel, strides, dilations):
     ]
 
 
-def _pad_spatial(x, pads, value=0):
+def pad_spatial(x, pads, value=0):
     n = x.ndim - 2
     cut = tuple(slice(max(-pads[i], 0), x.shape[2 + i] - max(-pads[n + i], 0)) for i in range(n))
     x = x[(slice(None), slice(None), *cut)]
@@ -209,7 +209,7 @@ def _pad_spatial(x, pads, value=0):
 
 def _conv_reference(x, w, bias, residual, strides, pads, dilations, group, act):
     n, dtype = x.ndim - 2, x.dtype
-    v = _windows(_pad_spatial(x.astype(np.float64), pads), w.shape[2:], strides, dilations)
+    v = windows(pad_spatial(x.astype(np.float64), pads), w.shape[2:], strides, dilations)
     outs = []
     for xg, wg in zip(np.split(v, group, axis=1), np.split(w.astype(np.float64), group, axis=0)):
         axes = [1, *range(2 + n, 2 + 2 * n)]
@@ -284,7 +284,7 @@ def _padded_windows(x, kernel, strides, pads, dilations, ceil, value):
     out = [window(x.shape[2 + i], kernel[i], strides[i], pads[i], pads[n + i], dilations[i], ceil) for i in range(n)]
     ends = [max(pads[n + i], (out[i] - 1) * strides[i] + dilations[i] * (kernel[i] - 1) + 1 - x.shape[2 + i] - pads[i])
             for i in range(n)]  # fmt: skip
-    v = _windows(_pad_spatial(x, (*pads[:n], *ends), value), kernel, strides, dilations)
+    v = windows(pad_spatial(x, (*pads[:n], *ends), value), kernel, strides, dilations)
     return v[(slice(None), slice(None), *(slice(o) for o in out))], tuple(range(2 + n, 2 + 2 * n))
 
 

@@ -1,0 +1,197 @@
+#!/usr/bin/env python3
+"""What structured pruning gives and costs, without any training.
+
+usage: python bench/pruning.py minilm  [--prune SPEC ...] [--texts 2000] [--weights int4] [--seed 0] [--json FILE]
+       python bench/pruning.py smollm2 [--prune SPEC ...] [--texts 100] [--weights int4] [--json FILE]
+
+minilm: accuracy of a linear probe (logistic regression on mean-pooled sentence embeddings; the label is the sign of a movie
+snippet's rating) on half of the texts, fitted to the other half, and latency of 128 tokens, batch 1. "transferred": the
+probe that was fitted to the embeddings of the whole model. Calibration takes 256 of the texts that probes are fitted to,
+without labels. smollm2: perplexity of movie snippets, and tokens a second behind 128 tokens; calibration takes others.
+Latencies: the whole model and the pruned ones take turns in one process, medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+import edgec
+
+sys.path.insert(0, str(Path(__file__).parent))
+MODELS = Path(os.environ.get("EDGEC_MODELS", Path.home() / ".cache/edgec-models"))
+SNIPPETS = MODELS / "movie-sentiment/hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
+
+
+def snippets(seed: int) -> tuple[list[str], np.ndarray]:
+    """Texts in random order, and whether each one's rating is positive."""
+    rows = [line.split("\t") for line in SNIPPETS.read_text(encoding="utf-8", errors="replace").splitlines()]
+    order = np.random.default_rng(seed).permutation(len(rows))
+    return [rows[i][2] for i in order], np.array([float(rows[i][1]) > 0 for i in order])
+
+
+def embed(session, tokenizer, texts: list[str]) -> np.ndarray:
+    """Unit vectors [texts, hidden]."""
+    tokenizer.enable_padding()
+    tokenizer.enable_truncation(128)
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    found: dict[int, np.ndarray] = {}
+    for at in range(0, len(order), 32):
+        batch = order[at : at + 32]
+        encoded = tokenizer.encode_batch([texts[i] for i in batch])
+        ids = np.array([e.ids for e in encoded], np.int64)
+        mask = np.array([e.attention_mask for e in encoded], np.int64)
+        feeds = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+        pooled = (session.run(None, feeds)[0] * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
+        found |= dict(zip(batch, pooled / np.linalg.norm(pooled, axis=1, keepdims=True)))
+    return np.array([found[i] for i in range(len(texts))])
+
+
+def probe(x: np.ndarray, labels: np.ndarray, ridge: float = 1e-3) -> np.ndarray:
+    """Weights of a logistic regression with a bias, by Newton's method."""
+    x = _with_bias(x)
+    w = np.zeros(x.shape[1])
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-x @ w))
+        gradient = x.T @ (p - labels) / len(x) + ridge * w
+        step = np.linalg.solve((x * (p * (1 - p))[:, None]).T @ x / len(x) + ridge * np.eye(len(w)), gradient)
+        w -= step
+        if np.abs(step).max() < 1e-8:
+            break
+    return w
+
+
+def _with_bias(x: np.ndarray) -> np.ndarray:
+    return np.concatenate([x * 10, np.ones((len(x), 1))], axis=1).astype(np.float64)
+
+
+def accuracy(w: np.ndarray, x: np.ndarray, labels: np.ndarray) -> float:
+    return float(((_with_bias(x) @ w > 0) == labels).mean())
+
+
+def take_turns(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+    """Milliseconds of each call: medians of calls that take turns."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(next(iter(times.values()))) < 5:
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times[name].append((time.perf_counter() - start) * 1e3)
+    return {name: float(np.median(t)) for name, t in times.items()}
+
+
+def builds(model: Path, specs: list[str], weights: str, calib: Path, folder: Path) -> dict[str, tuple]:
+    """Name -> (report, session, seconds of the build)."""
+    found = {}
+    for i, spec in enumerate(["", *specs]):
+        start = time.perf_counter()
+        pruning = {"prune": spec, "calib": calib} if spec else {}
+        report = edgec.build(model, weights=weights, out=folder / f"{i}.edgec", **pruning)
+        found[spec or "whole"] = (report, edgec.load(report.path), time.perf_counter() - start)
+        print(f"{spec or 'whole'}: built in {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    return found
+
+
+def minilm(args, folder: Path) -> dict:
+    from tokenizers import Tokenizer
+
+    model = MODELS / "minilm/model.onnx"
+    tokenizer = Tokenizer.from_file(str(model.parent / "tokenizer.json"))
+    texts, labels = snippets(args.seed)
+    texts, labels, half = texts[: args.texts], labels[: args.texts], args.texts // 2
+    calib = folder / "calib.txt"
+    calib.write_text("\n".join(texts[:256]))
+    found = builds(model, args.prune, args.weights, calib, folder)
+    embedded = {name: embed(session, tokenizer, texts) for name, (_, session, _) in found.items()}
+    whole = embedded["whole"]
+    first = probe(whole[:half], labels[:half])
+    ids = np.random.default_rng(0).integers(1000, 20000, (1, 128))
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    latency = take_turns({n: lambda s=s: s.run(None, feeds) for n, (_, s, _) in found.items()}, args.seconds)
+    return {
+        name: {
+            "latency_ms": latency[name],
+            "speedup": latency["whole"] / latency[name],
+            "accuracy": accuracy(probe(e[:half], labels[:half]), e[half:], labels[half:]),
+            "transferred": accuracy(first, e[half:], labels[half:]),
+            "cosine": float((e[half:] * whole[half:]).sum(1).mean()),
+            "artifact_mb": found[name][0].artifact_bytes / 1e6,
+            "build_s": found[name][2],
+            "pruning": found[name][0].pruning,
+        }
+        for name, e in embedded.items()
+    }
+
+
+def smollm2(args, folder: Path) -> dict:
+    from perplexity import edgec_logits, measure, tokenizer_for
+
+    model = MODELS / "smollm2/model.onnx"
+    texts, _ = snippets(args.seed)
+    calib = folder / "calib.txt"
+    calib.write_text("\n".join(texts[args.texts : args.texts + 1500]))
+    found = builds(model, args.prune, args.weights, calib, folder)
+    runs = [e.ids for e in tokenizer_for([model], None).encode_batch(texts[: args.texts])]
+    names = {name: edgec_logits(Path(report.path), None) for name, (report, _, _) in found.items()}
+    quality = measure(names, [ids for ids in runs if len(ids) > 1])
+
+    def decoding(session) -> Callable[[], object]:
+        lm = session.manifest["lm"]
+        past = np.arange(1, 129)[None]
+        feeds = {lm["ids"]: past, lm["mask"]: np.ones((1, 128), np.int64), lm["positions"]: np.arange(128)[None]}
+        token = {lm["ids"]: past[:, :1], lm["mask"]: np.ones((1, 129), np.int64), lm["positions"]: np.array([[128]])}
+        session.reserve(1, 256)
+        session.run(None, feeds, slots=[0], parameters={"logits": 1})
+
+        def step():
+            session.set_length(0, 128)
+            return session.run(None, token, slots=[0], parameters={"logits": 1})
+
+        return step
+
+    latency = take_turns({n: decoding(s) for n, (_, s, _) in found.items()}, args.seconds)
+    return {
+        name: quality[name]
+        | {"ms_per_token": latency[name], "speedup": latency["whole"] / latency[name],
+           "artifact_mb": report.artifact_bytes / 1e6, "build_s": seconds, "pruning": report.pruning}
+        for name, (report, _, seconds) in found.items()
+    }  # fmt: skip
+
+
+SPECS = {"minilm": ["40%"], "smollm2": ["layers=3,ffn=15%"]}
+
+
+def main() -> None:
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("model", choices=sorted(SPECS))
+    ap.add_argument("--prune", nargs="+", metavar="SPEC")
+    ap.add_argument("--texts", type=int)
+    ap.add_argument("--weights", default="int4")
+    ap.add_argument("--seconds", type=float, default=10.0, help="of latency measurements")
+    ap.add_argument("--seed", type=int, default=0)
+    ap.add_argument("--json", type=Path)
+    args = ap.parse_args()
+    args.prune = args.prune or SPECS[args.model]
+    args.texts = args.texts or {"minilm": 2000, "smollm2": 100}[args.model]
+    with tempfile.TemporaryDirectory() as tmp:
+        result = {"minilm": minilm, "smollm2": smollm2}[args.model](args, Path(tmp))
+    for name, row in result.items():
+        shown = {k: v for k, v in row.items() if isinstance(v, float)}
+        print(name, json.dumps({k: round(v, 4) for k, v in shown.items()}))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

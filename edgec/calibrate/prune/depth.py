@@ -1,0 +1,112 @@
+"""Whole layers: which of them change the outputs least when they are left out, measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from edgec.calibrate.capture import Stream
+from edgec.calibrate.data import Calibration
+from edgec.errors import EdgecError
+from edgec.ir.node import Graph
+from edgec.rewrites import decoder
+from edgec.rewrites.prune import Branch, drop
+
+EXTRA = 4  # candidates beyond those asked for, by how little the stream turns in them
+FEEDS = 8  # runs that outputs are compared on
+
+
+def choose_layers(
+    graph: Graph, runs: Sequence[list[Branch]], count: int, calibration: Calibration | None, caches: Mapping[str, str]
+) -> list[Branch]:
+    """Branches of the `count` layers to drop: one after the other the one without which the outputs change least.
+
+    Candidates are those that turn the stream least (1 - cosine of it before and behind: Men et al., ShortGPT,
+    https://arxiv.org/abs/2403.03853). Raises EC1305 without data, or where layers cannot be left out.
+    """
+    if calibration is None:
+        reason = "which layers can go is measured on data"
+        raise EdgecError("EC1305", reason, "--prune", "Give it texts or arrays with --calib")
+    turned = _turned(graph, runs, calibration)
+    near = sorted(range(len(runs)), key=turned.__getitem__)[: count + EXTRA]
+    feeds = calibration.feeds[:FEEDS]
+    valid = calibration.valid[:FEEDS]
+    names = [name for name, _ in graph.outputs if name not in caches.values()]
+    want = outputs_of(graph, names, feeds)
+    text = not isinstance(decoder.roles(graph), str)
+    chosen: list[int] = []
+    for _ in range(count):
+        found = {}
+        for i in near:
+            if i not in chosen:
+                gone = [b for j in (*chosen, i) for b in runs[j]]
+                try:
+                    smaller = drop(graph, gone, caches)
+                except EdgecError as error:
+                    if error.code != "EC1305":
+                        raise
+                    continue
+                found[i] = change(want, outputs_of(smaller, names, feeds), valid, text)
+        if not found:
+            raise EdgecError("EC1305", f"only {len(chosen)} of {len(runs)} layers can be left out", "--prune")
+        chosen.append(min(found, key=found.__getitem__))
+    return [b for j in sorted(chosen) for b in runs[j]]
+
+
+def _turned(graph: Graph, runs: Sequence[list[Branch]], calibration: Calibration) -> list[float]:
+    """1 - cosine of the stream before and behind each layer, mean over tokens."""
+    stream, found = Stream(graph, calibration.feeds[:FEEDS]), []
+    stream.expect([n for run in runs for n in (run[0].source, run[-1].target)])
+    for run in runs:
+        total = rows = 0.0
+        for number, values in stream.run([run[0].source, run[-1].target]):
+            valid = calibration.valid[number]
+            a, b = (_rows(values[n], valid) for n in (run[0].source, run[-1].target))
+            norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+            total += float(((a * b).sum(1) / np.maximum(norms, 1e-30)).sum())
+            rows += len(a)
+        found.append(1 - total / max(rows, 1))
+    return found
+
+
+def outputs_of(graph: Graph, names: Sequence[str], feeds: Sequence[Mapping[str, np.ndarray]]) -> list[list[np.ndarray]]:
+    """The named outputs for each feed."""
+    nodes = [dict(graph.outputs)[name] for name in names]
+    stream = Stream(graph, feeds)
+    stream.expect(nodes)
+    return [[values[n] for n in nodes] for _, values in stream.run(nodes)]
+
+
+def change(
+    want: Sequence[Sequence[np.ndarray]],
+    got: Sequence[Sequence[np.ndarray]],
+    valid: Sequence[np.ndarray | None],
+    text: bool,
+) -> float:
+    """Mean over rows: of logits (`text`) the KL divergence to what is wanted, of other outputs 1 - cosine."""
+    total = rows = 0.0
+    for a, b, real in zip(want, got, valid):
+        for x, y in zip(a, b):
+            if x.dtype.kind != "f" or not x.ndim:
+                continue
+            p, q = _rows(x, real), _rows(y, real)
+            if text:
+                p, q = _log_softmax(p), _log_softmax(q)
+                total += float((np.exp(p) * (p - q)).sum())
+            else:
+                norms = np.linalg.norm(p, axis=1) * np.linalg.norm(q, axis=1)
+                total += float((1 - (p * q).sum(1) / np.maximum(norms, 1e-30)).sum())
+            rows += len(p)
+    return total / max(rows, 1)
+
+
+def _rows(x: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
+    if valid is not None and x.ndim == 3 and x.shape[:2] == valid.shape:
+        return x[valid]
+    return x.reshape(-1, x.shape[-1])
+
+
+def _log_softmax(x: np.ndarray) -> np.ndarray:
+    x = x - x.max(1, keepdims=True)
+    return x - np.log(np.exp(x).sum(1, keepdims=True))

@@ -1,0 +1,82 @@
+"""--prune and --speedup through a whole build."""
+
+import json
+
+import numpy as np
+import pytest
+
+import edgec
+from edgec.calibrate.data import Calibration
+from edgec.calibrate.prune import latency, parse, prune_model
+from edgec.errors import EdgecError
+from edgec.rewrites.examples import f32, graph_of, weights
+from edgec.rewrites.pattern import b
+
+
+def mlp(width=64, hidden=256):
+    x = f32("x", "s", width)
+    for i in range(2):
+        h = b.linear(x, weights(hidden, width, seed=2 * i, scale=1 / 8), weights(hidden, seed=20 + i), act="gelu")
+        x = b.linear(h, weights(width, hidden, seed=2 * i + 1, scale=1 / 16), None, x)
+    return graph_of(x)
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "x.npz"
+    np.savez(path, x=np.random.default_rng(0).standard_normal((400, 64)).astype(np.float32))
+    return path
+
+
+def test_the_artifact_is_smaller_and_says_what_went(samples, tmp_path):
+    out = tmp_path / "a.edgec"
+    report = edgec.build(mlp(), weights="fp32", prune="ffn=50%", calib=samples, out=out)
+    whole = edgec.build(mlp(), weights="fp32", out=tmp_path / "b.edgec")
+    assert report.macs == whole.macs // 2
+    assert whole.artifact_bytes - report.artifact_bytes > 0.95 * 256 * 2 * 64 * 4
+    assert sum(r["before"] - r["after"] for r in report.pruning["removed"]) == 256
+    session = edgec.load(out)
+    assert session.manifest["report"]["pruning"] == json.loads(json.dumps(report.pruning))
+    assert session.manifest["options"]["prune"] == "ffn=50%"
+    x = np.random.default_rng(1).standard_normal((32, 64)).astype(np.float32)
+    want, got = edgec.load(tmp_path / "b.edgec")(x=x)["y0"], session(x=x)["y0"]
+    assert np.linalg.norm(got - want) < 0.5 * np.linalg.norm(want)
+
+
+def test_without_data_it_goes_by_size_and_says_so(tmp_path):
+    report = edgec.build(mlp(), prune="25%", out=tmp_path / "a.edgec")
+    assert report.pruning["method"] == "magnitude" and report.pruning["work"] <= 0.75
+    assert any("--calib" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("target", ["host", "raspberry-pi-4"])
+def test_a_speedup_is_met_by_what_shapes_cost_on_the_target(target, tmp_path, monkeypatch):
+    monkeypatch.setattr(latency, "_measured", lambda unit, m, n, k, threads: 20 + m * n * k / 1e3)
+    report = edgec.build(mlp(), speedup="1.5x", target=target, out=tmp_path / "a.edgec", stop_after="rewrite")
+    assert report.pruning["cost"] <= 1 / 1.5 + 1e-6
+    assert report.pruning["cost"] > 0.4
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "reason"),
+    [({"prune": "rows=3%"}, "EC1001", "'rows' is none of"), ({"speedup": "0.5x"}, "EC1001", "no factor above 1"),
+     ({"prune": "heads=20%"}, "EC1305", "no heads that can be removed. It has ffn"),
+     ({"prune": "layers=1"}, "EC1305", "--calib"), ({"speedup": "50x"}, "EC1305", "can at most"),
+     ({"prune": "20%", "speedup": "2x"}, "EC1001", "one of the two")],
+)  # fmt: skip
+def test_what_cannot_be_had_is_said_and_nothing_is_written(options, code, reason, tmp_path):
+    with pytest.raises(EdgecError, match=reason) as found:
+        edgec.build(mlp(), **options, out=tmp_path / "a.edgec")
+    assert found.value.code == code
+    assert not list(tmp_path.iterdir())
+
+
+def test_pruning_is_the_same_each_time():
+    graph = mlp()
+    feeds = [{"x": np.random.default_rng(i).standard_normal((64, 64)).astype(np.float32)} for i in range(4)]
+    data = Calibration(feeds, [None] * 4, 4, "test")
+    a, c = (prune_model(graph, parse("ffn=25%", None), lambda: data) for _ in range(2))
+    assert a.as_dict() == c.as_dict()
+    for m, n in zip(a.graph.nodes(), c.graph.nodes()):
+        if m.op == "constant":
+            np.testing.assert_array_equal(m["data"].array(), n["data"].array())

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -95,7 +95,7 @@ class BuildReport:
     cached_bytes: of the encoded weights, those that an earlier build had made. peak_rss_bytes: of this process so far.
     estimates: latency and energy on the target, as edgec.estimate.Estimate.to_dict says: of a run at `sample`; of a
     language model, of one token behind 128 and of a prompt of 128. Empty where the target lacks figures. work: what
-    they are made of, (case, dims, tokens, rows of edgec.estimate.packed).
+    they are made of, (case, dims, tokens, rows of edgec.estimate.packed). loss: what the review found, see docs/report.md.
     """
 
     path: str | None = None
@@ -119,6 +119,7 @@ class BuildReport:
     options: dict = field(default_factory=dict)
     estimates: list[dict] = field(default_factory=list)
     work: list[dict] = field(default_factory=list)
+    loss: dict = field(default_factory=dict)
     stopped_after: str | None = None
 
     def to_dict(self) -> dict:
@@ -130,6 +131,17 @@ def source_size(path: str | os.PathLike) -> int:
     from edgec.frontend import source_files
 
     return sum(p.stat().st_size for p in source_files(path))
+
+
+class Review(Protocol):
+    """What looks at a build on its way; raising EdgecError ends it, and the artifact is not written."""
+
+    def rewritten(self, job: Build) -> None:
+        """Before quantization."""
+
+    def written(self, job: Build, path: Path) -> Mapping[str, Any]:
+        """The artifact is whole, under a name that is not yet its own. What is returned goes into the manifest's report,
+        as "loss"."""
 
 
 class Build:
@@ -156,6 +168,8 @@ class Build:
         self.ranges: dict[str, tuple[int, int]] = {}
         self.lm: dict | None = None  # the manifest's key of that name
         self.calib: str | os.PathLike | None = None
+        self.unquantized: Graph | None = None  # what quantize() encoded, as it was; None: nothing
+        self._encoding: Any = None  # rewrites.quantize.Options
         self.files: dict[str, bytes] = {}  # tokenizer, chat template and configs: members of the artifact
         self.calibration: Any = None  # calibrate.data.Calibration
         self.parameters = 0  # float numbers that the imported graph holds
@@ -287,17 +301,27 @@ class Build:
             layouts=self.target.layouts,
             tick=self._share,
         )
+        before, self._encoding = self.graph, options
         if self.calibration is not None:
             from edgec.calibrate.quantize import solve
 
             self.graph = q.products(self.graph, options)
             options = solve(self.graph, self.calibration, options, tick=self._share)
         self.graph, self.report.weights = q.quantize(self.graph, options)
+        if any(w["bits"] < 32 for w in self.report.weights):
+            self.unquantized = before
         self.report.cached_bytes = self.store.bytes_found
         verify(self.graph)
         self.dump("quantize", self.graph)
         self._done()
         return self.graph
+
+    def unencoded(self) -> Graph:
+        """A graph of the quantized one's structure with the weights as they were, for comparisons."""
+        from edgec.rewrites.quantize import products
+
+        assert self.unquantized is not None
+        return products(self.unquantized, self._encoding)
 
     def heal(self) -> Graph:
         """Norms, biases and scales learn from the source what pruning and quantization cost."""
@@ -381,7 +405,7 @@ class Build:
                 _describe(name, n, dims=self.graph.parameters) for name, n in self.graph.outputs if name not in kept
             ],
             "symbols": {k: list(v) for k, v in self.graph.symbols.items()},
-            "states": self._states(),
+            "states": self.states(),
             "options": r.options,
             **({} if self.lm is None else {"lm": self.lm}),
             "report": {
@@ -406,7 +430,7 @@ class Build:
         self._done()
         return r
 
-    def _states(self) -> list[dict]:
+    def states(self) -> list[dict]:
         """What the session keeps: the source's names, and the shape of a cache without a token."""
         assert self.graph is not None
         inputs, outputs = {n["name"]: n for n in self.graph.inputs}, dict(self.graph.outputs)
@@ -524,6 +548,7 @@ def build(
     tokenizer: str | os.PathLike | None = None,
     distill: str | os.PathLike | None = None,
     progress: Progress | None = None,
+    review: Review | None = None,
 ) -> BuildReport:
     """Compiles an ONNX model into an artifact.
 
@@ -538,7 +563,8 @@ def build(
     calibrate.prune.request reads it ("20%", "ffn=30%,layers=2", "1.5x"). calib: a file or folder of calibration data
     (`calibrate.data`) that weights are fitted to. cache: True or a folder keeps encoded weights for later builds, so that
     one that was interrupted goes on where it was. distill: data (calibrate.data) on which norms, biases and scales learn
-    from the source what quantization cost; needs torch. Raises EdgecError; a failed build leaves nothing behind but that.
+    from the source what quantization cost; needs torch. review: see `Review`. Raises EdgecError; a
+    failed build leaves nothing behind but that.
     """
     for package in ("onnx", "onnx_ir", "tvm"):
         if importlib.util.find_spec(package) is None:
@@ -582,15 +608,52 @@ def build(
             job.heal()
 
     steps: dict[str, Callable] = {"import": lambda: None, "rewrite": rewrite, "quantize": quantize,
-                                  "lower": job.lower, "write": lambda: job.write(out)}  # fmt: skip
+                                  "lower": job.lower, "write": lambda: _write(job, Path(out), review)}  # fmt: skip
     for phase, step in steps.items():
         step()
+        if phase == "rewrite" and review is not None:
+            review.rewritten(job)
         if phase == stop_after:
             break
     job.report.stopped_after = stop_after
     job.report.source_bytes = source_size(model) if is_path else 0
     job.report.peak_rss_bytes = peak_rss()
     return job.report
+
+
+def _write(job: Build, out: Path, review: Review | None) -> None:
+    """The artifact, under its name only when the review has passed it."""
+    if review is None:
+        job.write(out)
+        return
+    from edgec.artifact.writer import replace_manifest
+
+    aside = out.with_name(f".{out.name}.{os.getpid()}.unchecked")
+    try:
+        job.write(aside)
+        job.report.loss = dict(review.written(job, aside))
+        replace_manifest(aside, _with_loss(job.report))
+        job.report.path, job.report.artifact_bytes = str(out), aside.stat().st_size
+        os.replace(aside, out)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _with_loss(report: BuildReport) -> Callable[[dict], dict]:
+    def change(manifest: dict) -> dict:
+        more = {"loss": _rounded(report.loss), "weights": report.weights}
+        return manifest | {"report": manifest["report"] | more}
+
+    return change
+
+
+def _rounded(value: Any) -> Any:
+    """Floats with four digits: the last ones depend on the machine. What is not finite becomes None."""
+    if isinstance(value, Mapping):
+        return {k: _rounded(v) for k, v in value.items()}
+    if isinstance(value, float):
+        return float(f"{value:.4g}") if math.isfinite(value) else None
+    return value
 
 
 __all__ = ["PHASES", "Build", "BuildReport", "Options", "build", "sample_dims"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import struct
 import tempfile
+import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -172,6 +174,28 @@ def write_artifact(
         if os.path.exists(temporary):
             os.unlink(temporary)
     return full
+
+
+def replace_manifest(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Puts change(manifest) in the place of the manifest of an artifact that `write_artifact` wrote: its last member.
+
+    Not for a file that others may be reading. Raises EdgecError EC1509.
+    """
+    try:
+        with open(path, "r+b") as file, zipfile.ZipFile(file) as known, ThreadPoolExecutor(2) as threads:
+            *others, last = known.infolist()
+            manifest = json.loads(known.read(last))
+            archive = _Zip(file, threads)
+            archive.entries = [_Entry(i.filename.encode(), i.CRC, i.file_size, i.header_offset, "", []) for i in others]
+            file.seek(others[-1].header_offset)
+            header = file.read(30)
+            name, extra = struct.unpack("<HH", header[26:30])
+            file.truncate(others[-1].header_offset + 30 + name + extra + others[-1].file_size)
+            file.seek(0, os.SEEK_END)
+            archive.add(manifests.MANIFEST, [manifests.dump(change(manifest))])
+            archive.finish()
+    except OSError as error:
+        raise _cannot_write(path, error) from None
 
 
 def _cannot_write(path: Path, error: OSError) -> EdgecError:

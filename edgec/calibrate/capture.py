@@ -149,6 +149,20 @@ class Stream:
             yield number, asked
         self._done = after
 
+    def call(self, nodes: Sequence[Node]) -> Callable[[Feeds], list[np.ndarray]]:
+        """A function from inputs of the first feed's shapes to the nodes' values: what runs many times, compiled once."""
+        outputs = list(dict.fromkeys(nodes))
+        stage = self._compile(outputs, self._env[0])
+
+        def run(feed: Feeds) -> list[np.ndarray]:
+            found = stage.session.run(
+                {name: np.asarray(feed[n["name"]]) for name, n in stage.inputs.items()}, None, None
+            )
+            values = dict(zip(stage.outputs, found, strict=True))
+            return [values[n] for n in nodes]
+
+        return run
+
     def _reached(self, nodes: Sequence[Node]) -> set[Node]:
         """The nodes to compute for those asked for."""
         found: set[Node] = set()

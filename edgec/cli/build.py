@@ -22,9 +22,8 @@ from edgec.cli.common import (
     split_pair,
     writable,
 )
+from edgec.cli.loss import Review, lines, parse_limits
 from edgec.errors import EdgecError
-
-CHECKED = 10**9  # bytes: onnxruntime holds all of the source
 
 
 def build(
@@ -46,6 +45,8 @@ def build(
     const: tuple[str, ...] = (),
     calib: Path | None = None,
     distill: Path | None = None,
+    eval: Path | None = None,
+    max_loss: str | None = None,
     stop_after: str | None = None,
     dump_ir: Path | None = None,
     tokenizer: str | None = None,
@@ -92,6 +93,12 @@ def build(
     distill
         Texts or arrays (as --calib) on which norms, biases and scales learn from the source what the quantized model lost; needs
         torch, minutes.
+    eval
+        What to measure the loss on: text (.txt, .jsonl), arrays (.npz) or a folder of .npy; by default a text of edgec's own
+        where the model takes text, else made-up numbers.
+    max_loss
+        Fail, and write nothing, where more is lost: cosine=0.99, snr=20 (dB), max=0.05 (of an output's largest value); of
+        language models kl=0.05, top1=90%, ppl=3%. Several with commas.
     stop_after
         Stop after this phase; nothing is written but what --dump-ir asks for.
     dump_ir
@@ -102,7 +109,7 @@ def build(
     no_cache
         Make all weights anew, and keep none for the next build.
     no_check
-        Do not compare the artifact with the source afterwards (which is done for sources of up to 1 GB).
+        Do not compare the artifact with the source afterwards.
     """
     start = time.perf_counter()
     name = (model.resolve().name if existing(model).is_dir() else model.stem) + ".edgec"
@@ -111,17 +118,23 @@ def build(
     _check_target(target)
     if group < 1:
         raise EdgecError("EC1001", f"{group} is not a positive number", "--group")
-    if calib is not None:
-        existing(calib, "--calib")
-    if distill is not None:
-        existing(distill, "--distill")
+    for option, file in (("--calib", calib), ("--distill", distill), ("--eval", eval)):
+        if file is not None:
+            existing(file, option)
+    limits = parse_limits(max_loss)
+    if limits and no_check:
+        raise EdgecError("EC1001", "nothing is measured with --no-check", "--max-loss", "Leave one of them out")
     constants = {name: read_array(value, f"--const {name}") for name, value in map(_pair, const)}
     from edgec import compiler
 
     if stop_after is not None and stop_after not in compiler.PHASES:
         raise EdgecError("EC1001", f"{stop_after!r} is none of {', '.join(compiler.PHASES)}", "--stop-after")
+    review = None
     with _progress(common.json) as progress:
         _know_this_machine(target, lambda: progress("measure this machine, once", time.perf_counter() - start))
+        if not no_check:
+            review = Review(model, constants, texts=eval, calib=calib, limits=limits,
+                            progress=lambda phase, share: progress(phase, time.perf_counter() - start, share))  # fmt: skip
         report = compiler.build(
             model,
             target=target,
@@ -144,14 +157,9 @@ def build(
             tokenizer=tokenizer,
             distill=distill,
             progress=progress,
+            review=review,
         )
-        check = None
-        if report.path and not no_check and report.source_bytes > CHECKED:
-            check = {"skipped": f"the source has more than {bytes_text(CHECKED)}; edgec verify does it"}
-        elif report.path and not no_check:
-            progress("check", time.perf_counter() - start)
-            check = _check(model, out, constants, calib)
-    found = report.to_dict() | {"check": check, "seconds": time.perf_counter() - start}
+    found = report.to_dict() | {"check": report.loss or None, "seconds": time.perf_counter() - start}
     if common.json:
         print_json(found)
     elif report.path:
@@ -257,33 +265,6 @@ def _lines(every: float = 5.0):
     return show
 
 
-def _check(model: Path, artifact: Path, consts: dict, calib: Path | None) -> dict[str, Any]:
-    """Errors of each output against the source; {"skipped": reason} where the two cannot be compared here."""
-    import edgec
-    from edgec.cli import compare, sampling
-
-    try:
-        session = edgec.load(artifact)
-    except EdgecError as error:
-        if error.code == "EC1506":
-            return {"skipped": error.message}
-        raise
-    try:
-        source = compare.Source(model, consts)
-        given = (str(calib),) if calib is not None and calib.suffix == ".npz" else ()
-        sizes, feeds = sampling.feeds_for(session, given, {}, seed=0)
-        wanted = source.run(feeds | source.empty_caches(session.manifest, sizes))
-    except EdgecError as error:
-        return {"skipped": str(error)}
-    got = session(**feeds)
-    return {
-        "against": source.by,
-        "inputs": "calibration" if given else "random",
-        "dims": sizes,
-        "outputs": {name: compare.errors(got[name], wanted[name]) for name in got},
-    }
-
-
 def _show(found: dict[str, Any], out: Path) -> None:
     before, after = found["source_bytes"], found["artifact_bytes"]
     memory, cached = None, found["cached_bytes"]
@@ -301,7 +282,7 @@ def _show(found: dict[str, Any], out: Path) -> None:
             ("memory", memory),
             *(("estimated", e["text"]) for e in found["estimates"]),
             ("healed", _healing_text(found["healing"])),
-            ("error", _error_text(found["check"])),
+            *lines(found["check"], found["weights"]),
             ("cache", f"{bytes_text(cached)} of encoded weights from an earlier build" if cached else None),
             ("time", f"{found['seconds']:.1f} s, {bytes_text(found['peak_rss_bytes'])} of memory at most"),
         )
@@ -332,13 +313,3 @@ def _pruning_text(found: dict[str, Any] | None) -> str | None:
     parts = [f"{kind} {before} -> {after}" for kind, (before, after) in counts.items()]
     parts += [f"{len(found['dropped'])} branches dropped"] if found["dropped"] else []
     return f"{', '.join(parts) or 'nothing'}; {found['work']:.1%} of the products' work left, by {found['method']}"
-
-
-def _error_text(check: dict[str, Any] | None) -> str | None:
-    if check is None:
-        return None
-    if "skipped" in check:
-        return f"not compared: {check['skipped']}"
-    name, row = max(check["outputs"].items(), key=lambda item: item[1]["relative"])
-    figures = f"{row['relative']:.2e} of the largest value, cosine {row['cosine']:.5f}"
-    return f"{figures} ({name}; {check['inputs']} input, against {check['against']})"

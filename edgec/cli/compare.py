@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,8 @@ class Source:
 
 
 def errors(got, want) -> dict[str, Any]:
-    """max_abs; relative: max_abs by the largest magnitude of `want`; cosine; over the finite values of `want`.
+    """max_abs; relative: max_abs by the largest magnitude of `want`; cosine; snr_db, None where there is no error;
+    over the finite values of `want`.
 
     Where shapes or dtypes differ, or non-finite values do, relative is infinite and `reason` says why.
     """
@@ -96,23 +98,41 @@ def errors(got, want) -> dict[str, Any]:
 
     if got.shape != want.shape or got.dtype != want.dtype:
         reason = f"is {got.dtype}{list(got.shape)}, the source gives {want.dtype}{list(want.shape)}"
-        return {"max_abs": float("inf"), "relative": float("inf"), "cosine": 0.0, "reason": reason}
+        return {"max_abs": float("inf"), "relative": float("inf"), "cosine": 0.0, "snr_db": -math.inf,
+                "reason": reason}  # fmt: skip
     a, b = np.asarray(got, np.float64).reshape(-1), np.asarray(want, np.float64).reshape(-1)
     finite = np.isfinite(b)
     same = (finite == np.isfinite(a)) & (finite | (a == b) | (np.isnan(a) & np.isnan(b)))
     if not same.all():
         reason = f"{int((~same).sum())} of {a.size} values are not finite on one side only"
-        return {"max_abs": float("inf"), "relative": float("inf"), "cosine": 0.0, "reason": reason}
+        return {"max_abs": float("inf"), "relative": float("inf"), "cosine": 0.0, "snr_db": -math.inf,
+                "reason": reason}  # fmt: skip
     a, b = a[finite], b[finite]
     if not a.size:
-        return {"max_abs": 0.0, "relative": 0.0, "cosine": 1.0}
+        return {"max_abs": 0.0, "relative": 0.0, "cosine": 1.0, "snr_db": None}
     max_abs, largest = float(np.abs(a - b).max()), float(np.abs(b).max())
+    noise, signal = float(np.square(a - b).sum()), float(np.square(b).sum())
     norms = float(np.linalg.norm(a) * np.linalg.norm(b))
     return {
         "max_abs": max_abs,
         "relative": max_abs / largest if largest > 0 else (0.0 if max_abs == 0 else float("inf")),
         "cosine": float(a @ b / norms) if norms > 0 else float(max_abs == 0),
+        "snr_db": 10 * math.log10(signal / noise) if noise > 0 and signal > 0 else None if noise == 0 else -math.inf,
     }
+
+
+def errors_of_all(pairs, valid) -> dict[str, Any]:
+    """`errors` over all (got, want) as one; valid: for each None, or which of the first two axes count (bool)."""
+    import numpy as np
+
+    got, want = [], []
+    for (a, b), mask in zip(pairs, valid):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return errors(a, b)
+        chosen = mask is not None and a.shape[:2] == mask.shape
+        got.append((a[mask] if chosen else a).reshape(-1))
+        want.append((b[mask] if chosen else b).reshape(-1))
+    return errors(np.concatenate(got), np.concatenate(want))
 
 
 def worst(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -374,6 +374,12 @@ class Quantizer:
 
         return made
 
+    def rename(self, names: Mapping[object, str]) -> None:
+        """Names by key of what the weights became: those of the graph that came out."""
+        for key, data in self._encoded.items():
+            if data is not None and data.key in names:
+                self.choices[key].name = names[data.key]
+
     def report(self) -> list[Choice]:
         """Every weight that was looked at, the largest first."""
         return sorted(self.choices.values(), key=lambda c: -math.prod(c.shape))
@@ -411,6 +417,17 @@ def products(graph: Graph, options: Options) -> Graph:
     return run(graph, [Phase("products", [*CANONICAL, *rules])])
 
 
+def readers(graph: Graph) -> dict[object, str]:
+    """Key of a weight -> the source nodes that read it: products before tables."""
+    found: dict[object, str] = {}
+    for op, position in (("linear", 1), ("gather", 0)):
+        for node in graph.nodes():
+            w = node.inputs[position] if node.op == op else None
+            if w is not None and w.op == "constant":
+                found.setdefault(w["data"].key, graph.origin(node))
+    return found
+
+
 def quantize(graph: Graph, options: Options | None = None, **fields) -> tuple[Graph, list[dict]]:
     """The graph with its weights quantized (by Options, or its fields as arguments), and what became of each weight, the
     largest first: name, role, shape, bits, group, zero, snr_db (None: as it was), output_snr_db (None without
@@ -420,4 +437,5 @@ def quantize(graph: Graph, options: Options | None = None, **fields) -> tuple[Gr
     """
     keep: list[Quantizer] = []
     graph = run(graph, [quantize_phase(options or Options(**fields), keep)])
+    keep[0].rename(readers(graph))
     return graph, [c.as_dict() for c in keep[0].report()]

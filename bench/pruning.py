@@ -96,8 +96,7 @@ def builds(model: Path, specs: list[str], weights: str, calib: Path, folder: Pat
     found = {}
     for i, spec in enumerate(["", *specs]):
         start = time.perf_counter()
-        pruning = {"prune": spec, "calib": calib} if spec else {}
-        report = edgec.build(model, weights=weights, out=folder / f"{i}.edgec", **pruning)
+        report = edgec.build(model, weights=weights, prune=spec or None, calib=calib, out=folder / f"{i}.edgec")
         found[spec or "whole"] = (report, edgec.load(report.path), time.perf_counter() - start)
         print(f"{spec or 'whole'}: built in {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     return found
@@ -140,7 +139,7 @@ def smollm2(args, folder: Path) -> dict:
     model = MODELS / "smollm2/model.onnx"
     texts, _ = snippets(args.seed)
     calib = folder / "calib.txt"
-    calib.write_text("\n".join(texts[args.texts : args.texts + 1500]))
+    calib.write_text("\n".join(texts[args.texts : args.texts + 350]))
     found = builds(model, args.prune, args.weights, calib, folder)
     runs = [e.ids for e in tokenizer_for([model], None).encode_batch(texts[: args.texts])]
     names = {name: edgec_logits(Path(report.path), None) for name, (report, _, _) in found.items()}
@@ -180,12 +179,15 @@ def main() -> None:
     ap.add_argument("--weights", default="int4")
     ap.add_argument("--seconds", type=float, default=10.0, help="of latency measurements")
     ap.add_argument("--seed", type=int, default=0)
+    ap.add_argument("--folder", type=Path, help="where the artifacts stay")
     ap.add_argument("--json", type=Path)
     args = ap.parse_args()
     args.prune = args.prune or SPECS[args.model]
     args.texts = args.texts or {"minilm": 2000, "smollm2": 100}[args.model]
     with tempfile.TemporaryDirectory() as tmp:
-        result = {"minilm": minilm, "smollm2": smollm2}[args.model](args, Path(tmp))
+        folder = args.folder or Path(tmp)
+        folder.mkdir(parents=True, exist_ok=True)
+        result = {"minilm": minilm, "smollm2": smollm2}[args.model](args, folder)
     for name, row in result.items():
         shown = {k: v for k, v in row.items() if isinstance(v, float)}
         print(name, json.dumps({k: round(v, 4) for k, v in shown.items()}))

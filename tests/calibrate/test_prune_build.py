@@ -80,3 +80,28 @@ def test_pruning_is_the_same_each_time():
     for m, n in zip(a.graph.nodes(), c.graph.nodes()):
         if m.op == "constant":
             np.testing.assert_array_equal(m["data"].array(), n["data"].array())
+
+
+def test_a_pruned_decoder_keeps_its_cache_in_the_session(lm_folder, tmp_path):
+    """Heads, channels and a layer less: tokens one by one give what all at once give, and the same as the evaluator."""
+    text = tmp_path / "texts.txt"
+    text.write_text("\n".join("one two three four five six seven " * 8 for _ in range(20)))
+    out = tmp_path / "lm.edgec"
+    spec = "heads=50%,ffn=25%,layers=1"
+    report = edgec.build(lm_folder, weights="fp32", prune=spec, calib=text, kv_cache="fp32", out=out)
+    assert {r["kind"] for r in report.pruning["removed"]} == {"heads", "ffn"} and len(report.pruning["dropped"]) == 2
+    session = edgec.load(out)
+    lm = session.manifest["lm"]
+    ids = np.array([[5, 9, 2, 7]])
+
+    def feeds(begin, end):
+        found = {lm["ids"]: ids[:, begin:end]}
+        found |= {lm["mask"]: np.ones((1, end), np.int64)} if lm["mask"] else {}
+        return found | ({lm["positions"]: np.arange(begin, end)[None]} if lm["positions"] else {})
+
+    whole = session.run([lm["logits"]], feeds(0, 4))[0]
+    session.reserve(1, 16)
+    steps = [session.run([lm["logits"]], feeds(i, i + 1), slots=[0])[0] for i in range(4)]
+    np.testing.assert_allclose(np.concatenate(steps, axis=1), whole, rtol=1e-3, atol=1e-4)
+    with pytest.raises(EdgecError, match=r"EC1305.*no heads"):
+        edgec.build(lm_folder, prune="heads=50%", kv_cache="exposed", out=tmp_path / "no.edgec")

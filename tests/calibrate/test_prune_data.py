@@ -13,6 +13,7 @@ from edgec.ir.node import constant
 from edgec.ir.verify import verify
 from edgec.rewrites.examples import f32, graph_of, weights
 from edgec.rewrites.pattern import b
+from edgec.rewrites.prune import branches, drop, layers
 
 WIDTH, HIDDEN = 16, 64
 
@@ -80,6 +81,17 @@ def test_the_layer_that_does_least_is_dropped():
     assert sum(n.op == "attention" for n in found.graph.nodes()) == 2
     assert loss(graph, found.graph) < 1e-3
     assert abs(found.work - 2 / 3) < 1e-6
+
+
+def test_layers_that_do_least_go_one_after_the_other():
+    graph = encoder(layers=4, idle=2)
+    found = prune_model(graph, parse("layers=2", None), lambda: calibration(graph), refit=False)
+    assert len(found.dropped) == 4
+    runs = layers(branches(graph))
+    lost = {
+        i: loss(graph, drop(graph, runs[min(i, 2)] + runs[max(i, 2)]), seed=0) for i in range(4) if i != 2
+    }  # beside the idle one
+    assert loss(graph, found.graph, seed=0) <= 1.2 * min(lost.values())
 
 
 def test_a_dropped_layer_is_made_up_for_by_the_one_before():

@@ -14,13 +14,14 @@ from edgec.rewrites import decoder
 from edgec.rewrites.prune import Branch, drop
 
 EXTRA = 4  # candidates beyond those asked for, by how little the stream turns in them
-FEEDS = 8  # runs that outputs are compared on
+FEEDS, TOKENS = 8, 1024  # runs that outputs are compared on, and tokens in them
 
 
 def choose_layers(
     graph: Graph, runs: Sequence[list[Branch]], count: int, calibration: Calibration | None, caches: Mapping[str, str]
 ) -> list[Branch]:
-    """Branches of the `count` layers to drop: one after the other the one without which the outputs change least.
+    """Branches of the `count` layers to drop: one after the other the one without which the outputs change least, measured
+    again beside those that are gone already where it is the next to go.
 
     Candidates are those that turn the stream least (1 - cosine of it before and behind: Men et al., ShortGPT,
     https://arxiv.org/abs/2403.03853). Raises EC1305 without data, or where layers cannot be left out.
@@ -30,28 +31,52 @@ def choose_layers(
         raise EdgecError("EC1305", reason, "--prune", "Give it texts or arrays with --calib")
     turned = _turned(graph, runs, calibration)
     near = sorted(range(len(runs)), key=turned.__getitem__)[: count + EXTRA]
-    feeds = calibration.feeds[:FEEDS]
-    valid = calibration.valid[:FEEDS]
+    feeds, valid = _some(calibration)
     names = [name for name, _ in graph.outputs if name not in caches.values()]
     want = outputs_of(graph, names, feeds)
     text = not isinstance(decoder.roles(graph), str)
+
+    def without(chosen: Sequence[int]) -> float | None:
+        """How far the outputs are off; None where these layers cannot go."""
+        try:
+            smaller = drop(graph, [b for j in sorted(chosen) for b in runs[j]], caches)
+        except EdgecError as error:
+            if error.code != "EC1305":
+                raise
+            return None
+        return change(want, outputs_of(smaller, names, feeds), valid, text)
+
+    alone = {i: without([i]) for i in near}
+    more = {i: c for i, c in alone.items() if c is not None}  # how much more is lost without it, when last measured
     chosen: list[int] = []
-    for _ in range(count):
-        found = {}
-        for i in near:
-            if i not in chosen:
-                gone = [b for j in (*chosen, i) for b in runs[j]]
-                try:
-                    smaller = drop(graph, gone, caches)
-                except EdgecError as error:
-                    if error.code != "EC1305":
-                        raise
-                    continue
-                found[i] = change(want, outputs_of(smaller, names, feeds), valid, text)
-        if not found:
-            raise EdgecError("EC1305", f"only {len(chosen)} of {len(runs)} layers can be left out", "--prune")
-        chosen.append(min(found, key=found.__getitem__))
+    lost, fresh = 0.0, set(more)
+    while len(chosen) < count and more:
+        best = min(more, key=more.__getitem__)
+        if best not in fresh:  # measured beside fewer dropped layers
+            found = without([*chosen, best])
+            fresh.add(best)
+            more.pop(best)
+            if found is not None:
+                more[best] = found - lost
+            continue
+        lost += more.pop(best)
+        chosen.append(best)
+        fresh = set()
+    if len(chosen) < count:
+        raise EdgecError("EC1305", f"only {len(chosen)} of {len(runs)} layers can be left out", "--prune")
     return [b for j in sorted(chosen) for b in runs[j]]
+
+
+def _some(calibration: Calibration) -> tuple[list[Mapping[str, np.ndarray]], list[np.ndarray | None]]:
+    """Runs of some TOKENS in all (elements of the largest integer input; of arrays FEEDS runs)."""
+    feeds: list[Mapping[str, np.ndarray]] = []
+    total = 0
+    for feed in calibration.feeds[:FEEDS]:
+        if total and total >= TOKENS:
+            break
+        feeds.append(feed)
+        total += max((a.size for a in feed.values() if a.dtype.kind in "iu"), default=0)
+    return feeds, calibration.valid[: len(feeds)]
 
 
 def _turned(graph: Graph, runs: Sequence[list[Branch]], calibration: Calibration) -> list[float]:

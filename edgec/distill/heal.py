@@ -8,14 +8,14 @@ numbers, and as cheap to store: they are there already.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import torch
 
 from edgec import kernels
-from edgec.calibrate.data import Calibration, caches
+from edgec.calibrate.data import Calibration, caches, empty_caches
 from edgec.distill import losses
 from edgec.distill.fit import Plan, Tick, fit
 from edgec.distill.lesson import Lesson
@@ -165,7 +165,7 @@ def heal(
                          "Leave out --distill")  # fmt: skip
     skip = _caches(source) | _caches(graph)
     outputs = losses.outputs_of(source, graph, {}, tuple(skip))
-    lesson = Lesson(TorchGraph(source), TorchGraph(graph, learned), outputs, batch=o.batch or _batch(found))
+    lesson = Lesson(TorchGraph(source), _Narrower(graph, learned), outputs, batch=o.batch or _batch(found))
     lesson.take(found.feeds, found.valid, found.samples)
     report = Report()
     report.vectors, report.scales = (
@@ -187,6 +187,18 @@ def heal(
         return graph, replace(report, after=report.before)
     report.closed = 1 - after / before
     return rebuilt(graph, {node: module.constant() for node, module in learned.items()}), report
+
+
+class _Narrower(TorchGraph):
+    """A graph whose caches may have fewer heads than those of the feeds, if these are empty."""
+
+    def forward(self, feeds, keep=(), parameters=None):
+        if self.past is None:
+            self.past = caches(self.graph).keys()
+        given = {k: v for k, v in feeds.items() if k not in self.past or 0 not in v.shape}
+        return super().forward(empty_caches(self.graph, given) | given, keep, parameters)
+
+    past: Iterable[str] | None = None
 
 
 def _batch(found: Calibration) -> int:

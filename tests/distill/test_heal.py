@@ -167,3 +167,15 @@ def test_a_build_checks_before_it_works(tmp_path, capsys, monkeypatch):
     assert main([*call, str(tmp_path / "d.npz")]) == 1
     assert "EC1002 --distill needs torch. Install it: pip install 'edgec[distill]'" in capsys.readouterr().err
     assert not (tmp_path / "m.edgec").exists()
+
+
+def test_a_decoder_that_has_lost_heads_and_layers_heals(tmp_path):
+    """Its caches are narrower than the source's, and fewer."""
+    from lm_tools import write_folder
+
+    text = tmp_path / "texts.txt"
+    text.write_text("\n".join("one two three four five six seven " * 8 for _ in range(24)))
+    folder = write_folder(tmp_path / "lm")
+    report = edgec.build(folder, prune="heads=50%,layers=1", calib=text, distill=text, out=tmp_path / "lm.edgec")
+    assert report.pruning["dropped"] and report.pruning["removed"]
+    assert report.healing["steps"] and report.healing["after"]["logits"] < report.healing["before"]["logits"]

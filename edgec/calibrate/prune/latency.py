@@ -21,7 +21,7 @@ from edgec.rewrites import decoder
 from edgec.targets import Target
 
 GRID = (0.25, 0.5, 0.75, 1.0)  # widths that are measured; between them latency is taken to be linear
-BUDGET = 0.02  # seconds for each shape
+BUDGET, RUNS = 0.02, 5  # seconds for each shape, and calls at least
 UNITS = {"int4": (4, 32), "int8": (8, 128), "fp32": (32, 0)}
 VERSION = 1
 PAST = 128  # tokens behind the one whose latency counts
@@ -64,9 +64,9 @@ def _measured(unit: str, m: int, n: int, k: int, threads: int) -> float:
     w = np.random.default_rng(1).standard_normal((n, k)).astype(np.float32)
     data = kernels.pack(format, w) if bits == 32 else kernels.encode(w, format, search=False)[0]
     out = np.empty((m, n), np.float32)
-    best, end = np.inf, time.perf_counter() + BUDGET
-    while best == np.inf or time.perf_counter() < end:
-        start = time.perf_counter()
+    best, runs, end = np.inf, 0, time.perf_counter() + BUDGET
+    while runs < RUNS or time.perf_counter() < end:
+        runs, start = runs + 1, time.perf_counter()
         kernels.gemm(x, data, format, n, k, threads=threads, out=out)
         best = min(best, time.perf_counter() - start)
     return best * 1e6

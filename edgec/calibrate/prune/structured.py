@@ -110,7 +110,7 @@ def prune_model(
         out = _with_fitted(out, into, channels, ids, weights)
     left = sum(cost(n, 1.0, 1.0) for n in out.nodes() if site(n))
     method = "magnitude" if calibration is None else "least squares"
-    return Pruned(out, method, removed, [b.name for b in gone], _work(out, macs) / max(work, 1),
+    return Pruned(out, method, removed, [b.name.split(", ")[0] for b in gone], _work(out, macs) / max(work, 1),
                   (left + rest) / max(total + rest, 1e-30))  # fmt: skip
 
 

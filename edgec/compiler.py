@@ -69,14 +69,16 @@ class Options:
             raise EdgecError("EC1001", f"{self.max_context} is no number of tokens", "--max-context")
         if self.embedding not in (4, 8):
             raise EdgecError("EC1001", f"{self.embedding} is neither 4 nor 8", "--embedding")
-        if self.bits not in (None, 4.25):
-            raise EdgecError("EC1001", f"{self.bits} is not 4.25", "--bits", "Leave it out for 4.5 or 4.625 bits")
+        if self.bits is not None and not 4.25 <= self.bits <= 8.5:
+            raise EdgecError(
+                "EC1001", f"{self.bits} is not within 4.25 and 8.5", "--bits", "Leave it out for 4.5 or 4.625"
+            )
         if self.prune is not None or self.speedup is not None:
             from edgec.calibrate.prune import parse
 
             parse(self.prune, self.speedup)
         if self.bits and (self.weights != "int4" or self.group != 32):
-            raise EdgecError("EC1001", "4.25 bits are a kind of int4 with groups of 32", "--bits")
+            raise EdgecError("EC1001", "it mixes kinds of int4 and int8 weights, with groups of 32", "--bits")
 
 
 @dataclass
@@ -303,9 +305,16 @@ class Build:
         )
         before, self._encoding = self.graph, options
         if self.calibration is not None:
+            from edgec.calibrate.allocate import allocate, window
             from edgec.calibrate.quantize import solve
+            from edgec.loss import sensitivities
 
             self.graph = q.products(self.graph, options)
+            if o.bits is not None and o.bits > 4.25:
+                feed = window(self.graph, self.calibration.feeds[0])
+                options = allocate(
+                    self.graph, options, o.bits, lambda a, b: sensitivities(a, b, feed, tick=self._share)
+                )
             options = solve(self.graph, self.calibration, options, tick=self._share)
         self.graph, self.report.weights = q.quantize(self.graph, options)
         if any(w["bits"] < 32 for w in self.report.weights):
@@ -558,7 +567,8 @@ def build(
     (inputs and outputs). max_context: tokens that a kept cache may hold. out: default the model's name with .edgec.
     stop_after: one of PHASES; nothing is written unless it is the last. tokenizer: folder whose tokenizer, chat
     template and configs the artifact takes along, default the model's own; "none" for nothing. bits: 4.25 takes int4
-    weights from a table of 16 uneven values (x86-64 only); None chooses steps of equal size in 4.5 or 4.625 bits.
+    weights from a table of 16 uneven values, more gives some linears 8 bits for that average, those that need it most
+    by what each alone does to the outputs (with calib only); None chooses steps of equal size in 4.5 or 4.625 bits.
     embedding: bits of tables (and of the head that is tied to one) under int4. prune, speedup: what to remove, as
     calibrate.prune.request reads it ("20%", "ffn=30%,layers=2", "1.5x"). calib: a file or folder of calibration data
     (`calibrate.data`) that weights are fitted to. cache: True or a folder keeps encoded weights for later builds, so that
@@ -576,6 +586,10 @@ def build(
             raise EdgecError("EC1002", "--distill needs torch", hint="Install it: pip install 'edgec[distill]'")
         if weights == "fp32":
             raise EdgecError("EC1001", "fp32 weights lose nothing that could heal", "--distill", "Leave it out")
+    if bits is not None and bits > 4.25 and calib is None:
+        raise EdgecError(
+            "EC1001", f"a mix of {bits} bits is chosen on data", "--bits", "Pass --calib FILE, or --bits 4.25"
+        )
     factor = None if speedup is None else str(speedup)
     options = Options(
         target, weights, group, activations, dict(dims or {}), kv_cache, max_context, embedding, bits, prune, factor

@@ -17,7 +17,7 @@ import numpy as np
 from edgec import kernels
 from edgec.cache import Stored
 from edgec.calibrate import gptq
-from edgec.calibrate.capture import Stream
+from edgec.calibrate.capture import Stream, capture
 from edgec.calibrate.data import Calibration
 from edgec.errors import EdgecError
 from edgec.ir.data import Packed, key_text
@@ -28,6 +28,7 @@ from edgec.rewrites.quantize import Options, Quantizer, Solved, plain
 
 CORRECTION = 1.0  # how much of the earlier layers' error a layer makes up for
 DAMP = 0.05  # of each column's H
+EMBEDDING = 0.3  # of a tied table: how much its rows count beside the head's outputs
 FEW = 4  # rows of inputs for each column of a weight, below which the corrections would fit noise
 
 
@@ -88,7 +89,9 @@ class _Solver:
         self.solved: dict[object, Solved] = {}
         self.weights: dict[object, Data] = {}  # of the quantized stream
         code = version(__file__, str(gptq.__file__))
-        self.chain = f"{code}|{calibration.key}|{correction}|{damp}|{gptq.ROUNDS}|{key_text(tuple(_facts(graph)))}"
+        self.chain = (
+            f"{code}|{calibration.key}|{correction}|{damp}|{EMBEDDING}|{gptq.ROUNDS}|{key_text(tuple(_facts(graph)))}"
+        )
         self.streams: tuple[Stream, Stream] | None = None
 
     def run(self) -> Options:
@@ -113,16 +116,37 @@ class _Solver:
         for node in self.graph.nodes():
             if node.op == "gather" and node["axis"] == 0 and plain(node.inputs[0]):
                 data = node.inputs[0]["data"]
-                new = self.quantizer.encode(data, "embedding")
-                if isinstance(new, Data):
+                stored, role = self.quantizer.role_of(data)
+                if role == "tied" and not self.quantizer.keeps(stored, role):
+                    self._tied(stored)
+                if data.key not in self.weights and isinstance(new := self.quantizer.encode(data, "embedding"), Data):
                     self.weights[data.key] = new
         for site in self.sites:
-            for r in site.readers:
-                data = r.inputs[1]["data"]
-                if self.quantizer.role_of(data)[1] == "tied" and isinstance(
-                    new := self.quantizer.encode(data, "linear"), Data
-                ):
-                    self.weights[data.key] = new
+            for data in (r.inputs[1]["data"] for r in site.readers):
+                stored, role = self.quantizer.role_of(data)
+                if role == "tied" and stored.key in self.weights:
+                    self.weights[data.key] = self.weights[stored.key]
+
+    def _tied(self, table: Data) -> None:
+        """A table that is a head as well: fitted to what the head is given in fp32, and to its rows as they are."""
+        heads = [s for s in self.sites for r in s.readers if self.quantizer.role_of(r.inputs[1]["data"])[0] is table]
+        if self.quantizer.wanted(table, "tied")[0].bits == 8 or len(heads) != 1:
+            return
+        encoding, format, key, size = self._place(table, "tied")
+        stored = self.options.store.find(key, size)
+        if stored is None:
+            x = heads[0].x
+            h = np.zeros((x.shape[-1],) * 2, np.float32)
+
+            def visit(node: Node, value: np.ndarray, number: int) -> None:
+                rows = _rows(value, self.calibration.valid[number])
+                h.__iadd__(gptq.product(rows.T, rows))
+
+            capture(self.graph, [x], self.calibration.feeds, visit, threads=self.threads)
+            h[np.diag_indices_from(h)] += EMBEDDING * float(np.diagonal(h).mean())
+            stored = self._encode(table, encoding, format, key, size, gptq.Hessian.of(h, self.damp), None)
+        if stored is not None:
+            self._keep(table, encoding, format, key, stored)
 
     # --- what an earlier build has made ----------------------------------------------------------------------------
 
@@ -130,9 +154,9 @@ class _Solver:
         text = f"{self.chain}|{key_text(data.key) or hash(data.key)}|{encoding}"
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def _place(self, data: Data) -> tuple[Quantized, str, str, int]:
+    def _place(self, data: Data, role: str = "linear") -> tuple[Quantized, str, str, int]:
         """(encoding, packed format, key in the store, bytes)."""
-        encoding = self.quantizer.wanted(data, "linear")[0]
+        encoding = self.quantizer.wanted(data, role)[0]
         format = kernels.format_name(encoding.bits, encoding.group, not encoding.zero, "linear", encoding.table,
                                      self.options.layouts)  # fmt: skip
         return encoding, format, self._key(data, encoding), kernels.packed_nbytes(format, *data.shape)

@@ -227,7 +227,7 @@ class Quantizer:
             if snr >= LOW_SNR_DB:
                 return as_chosen(new, snr)
             why = f"int4 would leave {snr:.1f} dB"
-        new, snr = self._make(data, Quantized(8, self._group(k)), role)
+        new, snr = self._make(data, Quantized(8, self.group8(k)), role)
         if math.isnan(snr):
             return keep("it holds numbers that are not finite")
         if snr < LOW_SNR_8_DB:
@@ -238,14 +238,15 @@ class Quantizer:
         """The encoding for a weight that is to have one, unless its numbers forbid it; and why it is not of the bits
         asked for."""
         options, (n, k) = self.options, data.shape
-        if data.key in options.plan:
-            return options.plan[data.key], ""
+        if (planned := options.plan.get(data.key)) is not None:
+            more = planned.bits > 4 and options.weights == "int4"
+            return planned, "4 bits would cost the outputs more than elsewhere" if more else ""
         bits = 4 if options.weights == "int4" and (role == "linear" or options.embedding == 4) else 8
         if bits == 8:
             why = "embeddings are read in 8 bits" if role != "linear" and options.weights == "int4" else ""
-            return Quantized(8, self._group(k)), why
+            return Quantized(8, self.group8(k)), why
         if role == "linear" and n * k <= min(SMALL, SHARE * self._total):
-            return Quantized(8, self._group(k)), "so small a part of the model that 4 bits save little over 8"
+            return Quantized(8, self.group8(k)), "so small a part of the model that 4 bits save little over 8"
         if options.scheme == "table":
             return Quantized(4, 32, table=True), ""
         return Quantized(4, options.group, self._zero_points(data)), ""
@@ -281,7 +282,7 @@ class Quantizer:
         self._done = before + (0 if math.isnan(found[1]) else math.prod(data.shape))
         return found
 
-    def _group(self, k: int) -> int:
+    def group8(self, k: int) -> int:
         """The largest group of 8-bit weights up to the table's that wastes no scale on a tail."""
         group = self.options.table_group
         while group > 32 and (k % group or group > k):

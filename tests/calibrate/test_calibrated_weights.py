@@ -11,8 +11,8 @@ from edgec.calibrate import data
 from edgec.calibrate.capture import Stream, capture
 from edgec.calibrate.quantize import sites, solve
 from edgec.errors import EdgecError
-from edgec.ir.node import Graph
-from edgec.rewrites.examples import f32, weights
+from edgec.ir.node import Graph, constant
+from edgec.rewrites.examples import f32, i64, weights
 from edgec.rewrites.pattern import b
 from edgec.rewrites.quantize import Options, products, quantize
 
@@ -116,3 +116,22 @@ def test_values_that_are_no_numbers(tmp_path):
     graph = Graph((x,), (("y", b.linear(big, weights(128, 64))),), {"n": (1, None)})
     with pytest.raises(EdgecError, match=r"EC1302.*too large or no number"):
         solve(graph, calibration(graph, tmp_path, 40), Options())
+
+
+def test_a_tied_table_of_4_bits_is_fitted_to_the_head(tmp_path):
+    ids, rng = i64("ids", "n", STEPS), np.random.default_rng(0)
+    table = rng.standard_normal((1200, 64)).astype(np.float32)
+    mix = weights(64, 64, seed=5, scale=0.3)
+    x = b.rms_norm(b.matmul(b.gather(constant(table), ids, axis=0), mix), weights(64, seed=6), axis=2, eps=1e-5)
+    y = b.linear(x, constant(table))
+    graph = Graph((ids,), (("y", y),), {"n": (1, None)})
+    np.savez(tmp_path / "c.npz", ids=rng.integers(0, 1200, (16, STEPS)))
+    found = data.load(tmp_path / "c.npz", graph)
+    options = Options(embedding=4, scheme="table")
+    plainly, fitted = (quantize(graph, o) for o in (options, solve(graph, found, options)))
+    for quantized, report in (plainly, fitted):
+        assert [(c["role"], c["bits"]) for c in report] == [("tied", 4)]
+        tables = {n["data"].key for n in quantized.nodes() if n.op == "constant" and n.type.encoding is not None}
+        assert len(tables) == 1
+    errors = [output_error(graph, q, found.feeds) for q, _ in (plainly, fitted)]
+    assert errors[1] < 0.95 * errors[0], errors

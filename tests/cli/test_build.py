@@ -48,7 +48,7 @@ def test_weights_of_4_25_bits(edgec, tmp_path):
         bits[len(extra)] = done.json["weight_bits"]
     assert 4.25 < bits[2] < 4.3 < 4.5 <= bits[0]
     assert edgec("build", "m.onnx", "-o", "m2.edgec", "--target", "apple-m2", "--bits", "4.25").status == 0
-    for wrong in (["--bits", "3"], ["--bits", "4.25", "--group", "64"]):
+    for wrong in (["--bits", "3"], ["--bits", "5"], ["--bits", "4.25", "--group", "64"]):
         assert edgec("build", "m.onnx", *wrong).status == 2
 
 

@@ -67,8 +67,8 @@ class Options:
             raise EdgecError("EC1001", f"{self.kv_cache!r} is none of {', '.join(KV_CACHES)}", "--kv-cache")
         if self.max_context is not None and self.max_context < 1:
             raise EdgecError("EC1001", f"{self.max_context} is no number of tokens", "--max-context")
-        if self.embedding not in (4, 8):
-            raise EdgecError("EC1001", f"{self.embedding} is neither 4 nor 8", "--embedding")
+        if self.embedding not in (4, 6, 8):
+            raise EdgecError("EC1001", f"{self.embedding} is not 4, 6 or 8", "--embedding")
         if self.bits is not None and not 4.25 <= self.bits <= 8.5:
             raise EdgecError(
                 "EC1001", f"{self.bits} is not within 4.25 and 8.5", "--bits", "Leave it out for 4.5 or 4.625"
@@ -162,6 +162,9 @@ class Build:
         self.options, self.progress = options, progress or (lambda phase, seconds, share=None: None)
         self.store = store or Store()
         self.target = targets.load(options.target)
+        if options.embedding == 6 and self.target.arch != "x86_64":
+            reason = f"no fast kernel takes tables of 6 bits on {self.target.name}"
+            raise EdgecError("EC1001", reason, "--embedding", "Take 8, or 4")
         self.dump_ir = None if dump_ir is None else Path(dump_ir)
         self.started = time.perf_counter()
         self.report = BuildReport(options=asdict(options) | {"dims": dict(options.dims)})

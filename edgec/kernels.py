@@ -131,10 +131,11 @@ def quantize(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Quantizes w [N, K] float32 per group along K: q [N, K], scale float16 and zero uint8 (or None) [N, groups].
 
-    Value: (q - zero) * scale. q is int8 when symmetric (-8..7, or -127..127 for 8 bits; a 4-bit scale may be negative),
-    uint8 otherwise. group 0: one group for the row. search: minimise the squared error, weighted by importance [K],
-    over scale and zero point; otherwise the scale is max|w| / 7 (or 127), asymmetric (max - min) / 15. table: q has
-    values of `TABLE`, and the scales of a row are -127..127 times one power of two (4 bits, group 32, symmetric).
+    Value: (q - zero) * scale. q is int8 when symmetric (-8..7, -32..31 for 6 bits, -127..127 for 8; a scale of fewer
+    than 8 bits may be negative), uint8 otherwise. group 0: one group for the row. search: minimise the squared error,
+    weighted by importance [K], over scale and zero point; otherwise the scale is max|w| / 7 (or 127), asymmetric
+    (max - min) / 15. table: q has values of `TABLE`, and the scales of a row are -127..127 times one power of two (4
+    bits, group 32, symmetric).
     """
     return _call("quantize", _k.quantize, w, bits, group, symmetric, search, importance, threads, kernel or "", table)
 

@@ -25,6 +25,8 @@ EDGEC_DEFINE_LINEAR(linear_f32_s8b32_u4n16k4_6x64_avx2, avx2::linear_streamed<Fa
 EDGEC_DEFINE_LINEAR(linear_f32_s8b32_u4n16k4_6x16_avx2, avx2::linear_unpacked<Family::kU4N16K4>)
 EDGEC_DEFINE_LINEAR(linear_f32_s8b32_t4n16k4_6x64_avx2, avx2::linear_streamed<Family::kT4N16K4>)
 EDGEC_DEFINE_LINEAR(linear_f32_s8b32_t4n16k4_6x16_avx2, avx2::linear_unpacked<Family::kT4N16K4>)
+EDGEC_DEFINE_LINEAR(linear_f32_s8b32_s6n16k4_6x64_avx2, avx2::linear_streamed<Family::kS6N16K4>)
+EDGEC_DEFINE_LINEAR(linear_f32_s8b32_s6n16k4_6x16_avx2, avx2::linear_unpacked<Family::kS6N16K4>)
 EDGEC_DEFINE_LINEAR(linear_f32_s16b32_s8n16k4_6x64_avx2, avx2::linear_streamed<Family::kS8N16K4>)
 EDGEC_DEFINE_LINEAR(linear_f32_s16b32_s8n16k4_6x16_avx2, avx2::linear_unpacked<Family::kS8N16K4>)
 EDGEC_DEFINE_LINEAR(linear_f32_f32_f32n16_6x16_avx2, avx2::linear_f32)

@@ -23,6 +23,8 @@ EDGEC_DEFINE_LINEAR(linear_f32_s8b32t_u4n16k4_4x64_avx512vnni, avx512vnni::linea
 EDGEC_DEFINE_LINEAR(linear_f32_s8b32t_u4n16k4_12x16_avx512vnni, avx512vnni::linear_unpacked<Family::kU4N16K4>)
 EDGEC_DEFINE_LINEAR(linear_f32_s8b32t_t4n16k4_4x64_avx512vnni, avx512vnni::linear_streamed<Family::kT4N16K4>)
 EDGEC_DEFINE_LINEAR(linear_f32_s8b32t_t4n16k4_12x16_avx512vnni, avx512vnni::linear_unpacked<Family::kT4N16K4>)
+EDGEC_DEFINE_LINEAR(linear_f32_s8b32t_s6n16k4_4x64_avx512vnni, avx512vnni::linear_streamed<Family::kS6N16K4>)
+EDGEC_DEFINE_LINEAR(linear_f32_s8b32t_s6n16k4_12x16_avx512vnni, avx512vnni::linear_unpacked<Family::kS6N16K4>)
 EDGEC_DEFINE_LINEAR(linear_f32_s8b32t_s8n16k4_4x64_avx512vnni, avx512vnni::linear_streamed<Family::kS8N16K4>)
 EDGEC_DEFINE_LINEAR(linear_f32_s8b32t_s8n16k4_12x16_avx512vnni, avx512vnni::linear_unpacked<Family::kS8N16K4>)
 EDGEC_DEFINE_LINEAR(linear_f32_f32_f32n16_6x16_avx512vnni, avx512vnni::linear_f32)

@@ -24,6 +24,8 @@ constexpr Format kFormats[] = {
     EDGEC_GROUPS("s4", "n16k4", kS4N16K4, 4, true, 0),
     EDGEC_GROUPS("u4", "n16k4", kU4N16K4, 4, false, 4),
     {"t4g32n16k4", Family::kT4N16K4, 4, 32, true, true, 4.25},
+    EDGEC_GROUPS("s6", "n16k4", kS6N16K4, 6, true, 0),
+    {"s6n16k4", Family::kS6N16K4, 6, 0, true, false, 6},
     EDGEC_GROUPS("s8", "n16k4", kS8N16K4, 8, true, 0),
     {"s8n16k4", Family::kS8N16K4, 8, 0, true, false, 8},
     {"f32n16", Family::kF32N16, 32, 0, true, false, 32},
@@ -59,7 +61,11 @@ Shape shape_of(const Format& f, int64_t k) {
 // (int4, the first four in the low nibbles), lie in a block.
 int64_t word8(int64_t c, int64_t i) { return c / 8 * 256 + c % 8 * 4 + i * 32; }
 int64_t word4(int64_t c, int64_t i) { return c / 8 * 128 + c % 8 * 4 + i * 32; }
+// 6 bits: the low four as int4; the high two of k = 16i + 4j + (0..3) are bits 2j and 2j + 1 of word high6(c, i).
+int64_t low6(int64_t c, int64_t i) { return c / 8 * 192 + c % 8 * 4 + i * 32; }
+int64_t high6(int64_t c, int64_t i) { return low6(c, 4 + i); }
 constexpr uint32_t kNibbles = 0x0f0f0f0f, kEights = 0x08080808;
+constexpr uint32_t kSixes = 0x3f3f3f3f, kThirtyTwos = 0x20202020, kPairs = 0x03030303;
 
 uint32_t load32(const uint8_t* p) {
   uint32_t v;
@@ -80,6 +86,16 @@ void put_column(const uint8_t* q, Family family, uint32_t flip, int64_t c, uint8
     }
     return;
   }
+  if (family == Family::kS6N16K4) {
+    uint32_t u[8], high[2] = {};
+    for (int64_t i = 0; i < 8; ++i) {
+      u[i] = (load32(q + 4 * i) & kSixes) ^ kThirtyTwos;
+      high[i / 4] |= (u[i] >> 4 & kPairs) << (i % 4 * 2);
+    }
+    for (int64_t i = 0; i < 4; ++i) store32(block + low6(c, i), (u[2 * i] & kNibbles) | (u[2 * i + 1] & kNibbles) << 4);
+    for (int64_t i = 0; i < 2; ++i) store32(block + high6(c, i), high[i]);
+    return;
+  }
   if (panel_columns(family) == 32) {
     for (int64_t i = 0; i < 16; ++i) {
       const uint32_t low = (q[2 * i] ^ flip) & 15, high = (q[2 * i + 1] ^ flip) & 15;
@@ -95,6 +111,15 @@ void put_column(const uint8_t* q, Family family, uint32_t flip, int64_t c, uint8
 void get_column(const uint8_t* block, Family family, uint32_t flip, int64_t c, uint8_t* q) {
   if (family == Family::kS8N16K4) {
     for (int64_t i = 0; i < 8; ++i) std::memcpy(q + 4 * i, block + word8(c, i), 4);
+    return;
+  }
+  if (family == Family::kS6N16K4) {
+    for (int64_t i = 0; i < 8; ++i) {
+      const uint32_t low = load32(block + low6(c, i / 2)) >> (i % 2 * 4) & kNibbles;
+      const uint32_t high = load32(block + high6(c, i / 4)) >> (i % 4 * 2) & kPairs;
+      store32(q + 4 * i, low | high << 4);
+    }
+    for (int64_t i = 0; i < kBlock; ++i) q[i] = static_cast<uint8_t>(q[i] - 32);
     return;
   }
   if (is_k1(family)) {

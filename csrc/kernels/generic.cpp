@@ -19,6 +19,7 @@ extern const IsaOps kOps_generic = generic::kOps;
 EDGEC_DEFINE_LINEAR(linear_f32_s8b32_s4n16k4_4x16_generic, generic::linear_int_generic<Family::kS4N16K4>)
 EDGEC_DEFINE_LINEAR(linear_f32_s8b32_u4n16k4_4x16_generic, generic::linear_int_generic<Family::kU4N16K4>)
 EDGEC_DEFINE_LINEAR(linear_f32_s8b32_t4n16k4_4x16_generic, generic::linear_int_generic<Family::kT4N16K4>)
+EDGEC_DEFINE_LINEAR(linear_f32_s8b32_s6n16k4_4x16_generic, generic::linear_int_generic<Family::kS6N16K4>)
 EDGEC_DEFINE_LINEAR(linear_f32_s8b32_s4n32k4_4x16_generic, generic::linear_int_generic<Family::kS4N32K4>)
 EDGEC_DEFINE_LINEAR(linear_f32_s8b32_u4n32k4_4x16_generic, generic::linear_int_generic<Family::kU4N32K4>)
 EDGEC_DEFINE_LINEAR(linear_f32_s8b32_s4n32k1_4x16_generic, generic::linear_int_generic<Family::kS4N32K1>)

@@ -19,6 +19,17 @@
             : [b] "x"(w), [x] "x"(s));                             \
   } while (0)
 
+// u6 x s8 is within 8001: two of them added in int16 stay below 32005, then go to int32.
+#define EDGEC_DOT_U6(acc, u0, s0, u1, s1)                                                               \
+  do {                                                                                                  \
+    __m256i t_, v_;                                                                                     \
+    __asm__(                                                                                            \
+        "vpmaddubsw %[x0], %[w0], %[t]\n\tvpmaddubsw %[x1], %[w1], %[v]\n\tvpaddw %[v], %[t], %[t]\n\t" \
+        "vpmaddwd %[one], %[t], %[t]\n\tvpaddd %[t], %[a], %[a]"                                        \
+        : [a] "+x"(acc), [t] "=&x"(t_), [v] "=&x"(v_)                                                   \
+        : [w0] "x"(u0), [x0] "xm"(s0), [w1] "x"(u1), [x1] "xm"(s1), [one] "xm"(_mm256_set1_epi16(1)));  \
+  } while (0)
+
 constexpr int kStreamedRows = 6, kUnpackedRows = 6;
 
 EDGEC_INLINE __m256i broadcast4(const uint8_t* p) {
@@ -115,6 +126,46 @@ EDGEC_INLINE void int4_block(const uint8_t* a, const uint8_t* header, const uint
   }
 }
 
+// 6 bits: steps 4i + 2j and 4i + 2j + 1 of half a block.
+struct Steps {
+  __m256i even, odd;
+};
+EDGEC_INLINE Steps unpack_six(const uint8_t* b, int i, int j) {
+  const __m256i raw = load_bytes(b + 64 * i + 32 * j), top = load_bytes(b + 128 + 32 * i);
+  const __m256i nibble = _mm256_set1_epi8(15), pair = _mm256_set1_epi8(0x30);
+  const __m256i even = j ? top : _mm256_slli_epi16(top, 4);
+  const __m256i odd = j ? _mm256_srli_epi16(top, 2) : _mm256_slli_epi16(top, 2);
+  return {_mm256_or_si256(_mm256_and_si256(raw, nibble), _mm256_and_si256(even, pair)),
+          _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(raw, 4), nibble), _mm256_and_si256(odd, pair))};
+}
+// -32 times a row's sum over the block, from what is prepared.
+EDGEC_INLINE __m256i start_six(const uint8_t* sums) {
+  return _mm256_madd_epi16(broadcast4(sums), _mm256_set1_epi16(32));
+}
+
+template <int kRows>
+EDGEC_INLINE void int6_block(const uint8_t* a, const uint8_t* header, const uint8_t* b, float* totals) {
+#pragma GCC unroll 2
+  for (int h = 0; h < 2; ++h) {
+    __m256i acc[kRows];
+    for (int r = 0; r < kRows; ++r) acc[r] = start_six(a + kRows * 36 + 4 * r);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const Steps w = unpack_six(b + 192 * h, i / 2, i % 2);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        const __m256i even = broadcast4(a + 32 * r + 8 * i), odd = broadcast4(a + 32 * r + 8 * i + 4);
+        EDGEC_DOT_U6(acc[r], w.even, even, w.odd, odd);
+      }
+    }
+    const __m256 scale = load_scales(header + h * 16);
+    for (int r = 0; r < kRows; ++r) {
+      float* total = totals + r * kPanel + 8 * h;
+      _mm256_store_ps(total, scaled(acc[r], scale, a + kRows * 32 + 4 * r, _mm256_load_ps(total)));
+    }
+  }
+}
+
 // int8: both sides as int16 (products of two s8 pairs would saturate maddubs). Of a column's four k, two shifts make
 // the pairs (0, 2) and (1, 3): the order that activations are prepared in.
 struct Pairs {
@@ -173,6 +224,8 @@ static void stream_blocks(const uint8_t* a, const uint8_t* const* panels, int co
       float* to_add = totals + p * total_rows * kPanel;
       if constexpr (kFamily == Family::kS8N16K4) {
         int8_block<kRows>(a, header, b, to_add);
+      } else if constexpr (kFamily == Family::kS6N16K4) {
+        int6_block<kRows>(a, header, b, to_add);
       } else {
         int4_block<kFamily, kRows>(a, header, b, to_add);
       }

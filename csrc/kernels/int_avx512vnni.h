@@ -44,23 +44,43 @@ static constexpr TableBytes kTableBytes = [] {
   return t;
 }();
 
-// Steps 2i and 2i + 1 of a block of int4, or step i of int8, each 16 columns x 4 k, unsigned.
+// Steps of 4 k that are unpacked together.
 template <Family kFamily>
-EDGEC_INLINE void unpack_step(const uint8_t* b, int i, __m512i out[2]) {
+constexpr int kStepsAtOnce = kFamily == Family::kS8N16K4   ? 1
+                             : kFamily == Family::kS6N16K4 ? 4
+                                                           : 2;
+
+// low | (high's bits 4 and 5).
+EDGEC_INLINE __m512i with_high(__m512i low, __m512i high) {
+  return _mm512_ternarylogic_epi32(low, high, _mm512_set1_epi8(0x30), 0xf8);
+}
+
+// The i-th kStepsAtOnce steps of a block, each 16 columns x 4 k, unsigned.
+template <Family kFamily>
+EDGEC_INLINE void unpack_steps(const uint8_t* b, int i, __m512i* out) {
   if constexpr (kFamily == Family::kS8N16K4) {
     out[0] = _mm512_xor_si512(load_halves(b + 32 * i, 256), _mm512_set1_epi8(-128));
-  } else {
-    const __m512i raw = load_halves(b + 32 * i, 128), mask = _mm512_set1_epi8(15);
-    out[0] = _mm512_and_si512(raw, mask);
-    out[1] = _mm512_and_si512(_mm512_srli_epi16(raw, 4), mask);
-    if constexpr (kFamily == Family::kT4N16K4) {
-      const __m512i table = _mm512_load_si512(kTableBytes.u);
-      out[0] = _mm512_shuffle_epi8(table, out[0]), out[1] = _mm512_shuffle_epi8(table, out[1]);
-    }
+    return;
+  }
+  constexpr int kPairs = kStepsAtOnce<kFamily> / 2;
+  constexpr int64_t kHalf = data_bytes(kFamily) / 2;
+  const __m512i mask = _mm512_set1_epi8(15);
+#pragma GCC unroll 2
+  for (int j = 0; j < kPairs; ++j) {
+    const __m512i raw = load_halves(b + 32 * (kPairs * i + j), kHalf);
+    out[2 * j] = _mm512_and_si512(raw, mask);
+    out[2 * j + 1] = _mm512_and_si512(_mm512_srli_epi16(raw, 4), mask);
+  }
+  if constexpr (kFamily == Family::kT4N16K4) {
+    const __m512i table = _mm512_load_si512(kTableBytes.u);
+    out[0] = _mm512_shuffle_epi8(table, out[0]), out[1] = _mm512_shuffle_epi8(table, out[1]);
+  }
+  if constexpr (kFamily == Family::kS6N16K4) {
+    const __m512i high = load_halves(b + 128 + 32 * i, kHalf);
+    out[0] = with_high(out[0], _mm512_slli_epi16(high, 4)), out[1] = with_high(out[1], _mm512_slli_epi16(high, 2));
+    out[2] = with_high(out[2], high), out[3] = with_high(out[3], _mm512_srli_epi16(high, 2));
   }
 }
-template <Family kFamily>
-constexpr int kStepsAtOnce = kFamily == Family::kS8N16K4 ? 1 : 2;
 
 // What a row's sums over a block start with. The product takes the sum's low 16 bits, and it fits them.
 template <Family kFamily>
@@ -88,9 +108,9 @@ EDGEC_INLINE void dot_block(const uint8_t* a, const uint8_t* header, const uint8
   for (int r = 0; r < kRows; ++r) acc[r] = start<kFamily>(sums + 4 * r, zeros);
 #pragma GCC unroll 8
   for (int i = 0; i < 8 / kStepsAtOnce<kFamily>; ++i) {
-    __m512i w[2];
-    unpack_step<kFamily>(b, i, w);
-#pragma GCC unroll 2
+    __m512i w[4];
+    unpack_steps<kFamily>(b, i, w);
+#pragma GCC unroll 4
     for (int j = 0; j < kStepsAtOnce<kFamily>; ++j) {
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
@@ -125,6 +145,21 @@ EDGEC_INLINE __m256i dot_half(const OneRow& row, const uint8_t* b, __m256i acc) 
 #pragma GCC unroll 8
     for (int i = 0; i < 8; ++i) {
       acc = _mm256_dpbusd_epi32(acc, _mm256_xor_si256(load32(b + 32 * i), _mm256_set1_epi8(-128)), row.x[i]);
+    }
+    return acc;
+  }
+  if constexpr (kFamily == Family::kS6N16K4) {
+    const __m256i nibble = _mm256_set1_epi8(15), pair = _mm256_set1_epi8(0x30);
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      const __m256i raw0 = load32(b + 64 * i), raw1 = load32(b + 64 * i + 32), top = load32(b + 128 + 32 * i);
+      const __m256i low[4] = {raw0, _mm256_srli_epi16(raw0, 4), raw1, _mm256_srli_epi16(raw1, 4)};
+      const __m256i high[4] = {_mm256_slli_epi16(top, 4), _mm256_slli_epi16(top, 2), top, _mm256_srli_epi16(top, 2)};
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) {
+        const __m256i w = _mm256_ternarylogic_epi32(_mm256_and_si256(low[j], nibble), high[j], pair, 0xf8);
+        acc = _mm256_dpbusd_epi32(acc, w, row.x[4 * i + j]);
+      }
     }
     return acc;
   }
@@ -257,8 +292,8 @@ struct Unpack {
       _mm512_store_ps(out->scale, load_scales<kFamily>(header));
       if constexpr (kFamily == Family::kU4N16K4) _mm512_store_si512(out->zero, load_zeros(header + 32));
       for (int i = 0; i < 8 / kStepsAtOnce<kFamily>; ++i) {
-        __m512i w[2];
-        unpack_step<kFamily>(data, i, w);
+        __m512i w[4];
+        unpack_steps<kFamily>(data, i, w);
         for (int j = 0; j < kStepsAtOnce<kFamily>; ++j) {
           _mm512_store_si512(out->w[kStepsAtOnce<kFamily> * i + j], w[j]);
         }

@@ -10,6 +10,15 @@ static float dot_block_generic(Family family, const uint8_t* values, const int16
     for (int k = 0; k < 32; ++k) total += wide[k / 4 * 4 + kOrder[k % 4]] * static_cast<int8_t>(at[k / 4 * 32 + k % 4]);
     return static_cast<float>(total);
   }
+  if (family == Family::kS6N16K4) {
+    const uint8_t* at = data + column / 8 * 192 + column % 8 * 4;
+    for (int k = 0; k < 32; ++k) {
+      const int low = at[k / 8 * 32 + k % 4] >> (k / 4 % 2 * 4) & 15;
+      const int high = at[128 + k / 16 * 32 + k % 4] >> (k / 4 % 4 * 2) & 3;
+      total += (low | high << 4) * static_cast<int8_t>(values[k]);
+    }
+    return static_cast<float>(total + 32 * static_cast<int32_t>(pair_sum));
+  }
   // 32 bytes hold 8 columns x 4 k: low nibbles one step of k, high nibbles the next. Or 64 bytes 32 columns x 4 k; or
   // 16 bytes 32 columns.
   const bool k1 = is_k1(family), wide_panel = panel_columns(family) == 32 && !k1;

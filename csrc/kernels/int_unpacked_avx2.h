@@ -13,7 +13,7 @@ EDGEC_INLINE void store_aligned(void* p, __m256i v) { _mm256_store_si256(static_
 
 template <Family kFamily>
 struct Unpack {
-  static constexpr bool kInt8 = kFamily == Family::kS8N16K4;
+  static constexpr bool kInt8 = kFamily == Family::kS8N16K4, kInt6 = kFamily == Family::kS6N16K4;
   static constexpr int kSteps = kInt8 ? 16 : 8;
   static constexpr int64_t kValues = kInt8 ? 64 : 32, kRow = row_bytes(kFamily);
   static constexpr int64_t kDepth = kInt8 ? 14 : 28;  // blocks that fit L1 beside a row tile
@@ -26,6 +26,12 @@ struct Unpack {
         const Pairs pairs = widen_pairs(load_bytes(data + 256 * h + 32 * i));
         store_aligned(out->w[2 * i][h], pairs.even);
         store_aligned(out->w[2 * i + 1][h], pairs.odd);
+      }
+    } else if constexpr (kInt6) {
+      for (int i = 0; i < 4; ++i) {
+        const Steps steps = unpack_six(data + 192 * h, i / 2, i % 2);
+        store_aligned(out->w[2 * i][h], steps.even);
+        store_aligned(out->w[2 * i + 1][h], steps.odd);
       }
     } else {
       for (int i = 0; i < 4; ++i) {
@@ -72,13 +78,26 @@ struct Unpack {
       const uint8_t* scales = a + kRows * kValues;
       __m256i acc[kRows][2];
       for (int r = 0; r < kRows; ++r) {
-        acc[r][0] = acc[r][1] = kInt8 ? _mm256_setzero_si256() : broadcast4(scales + kRows * 4 + 4 * r);
+        acc[r][0] = acc[r][1] = kInt8   ? _mm256_setzero_si256()
+                                : kInt6 ? start_six(scales + kRows * 4 + 4 * r)
+                                        : broadcast4(scales + kRows * 4 + 4 * r);
         if constexpr (kFamily == Family::kU4N16K4) {
           for (int h = 0; h < 2; ++h) acc[r][h] = _mm256_mullo_epi16(acc[r][h], load_aligned(b->pair[h]));
         }
       }
+#pragma GCC unroll 4
+      for (int i = 0; kInt6 && i < kSteps; i += 2) {
+        const __m256i even[2] = {load_aligned(b->w[i][0]), load_aligned(b->w[i][1])};
+        const __m256i odd[2] = {load_aligned(b->w[i + 1][0]), load_aligned(b->w[i + 1][1])};
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) {
+          const __m256i x0 = broadcast4(a + kValues * r + 4 * i), x1 = broadcast4(a + kValues * r + 4 * i + 4);
+          EDGEC_DOT_U6(acc[r][0], even[0], x0, odd[0], x1);
+          EDGEC_DOT_U6(acc[r][1], even[1], x0, odd[1], x1);
+        }
+      }
 #pragma GCC unroll 16
-      for (int i = 0; i < kSteps; ++i) {
+      for (int i = 0; !kInt6 && i < kSteps; ++i) {
         const __m256i w0 = load_aligned(b->w[i][0]), w1 = load_aligned(b->w[i][1]);
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
@@ -100,7 +119,7 @@ struct Unpack {
         const __m256 scale = _mm256_load_ps(b->scale[h]);
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
-          if constexpr (!kInt8) acc[r][h] = _mm256_madd_epi16(acc[r][h], _mm256_set1_epi16(1));
+          if constexpr (!kInt8 && !kInt6) acc[r][h] = _mm256_madd_epi16(acc[r][h], _mm256_set1_epi16(1));
           total[r][h] = scaled(acc[r][h], scale, scales + 4 * r, total[r][h]);
         }
       }

@@ -70,7 +70,9 @@ constexpr int64_t header_bytes(Family family) {
 // Bytes before a panel's first group: the exponents of the columns' scales.
 constexpr int64_t panel_header_bytes(Family family) { return family == Family::kT4N16K4 ? kPanel : 0; }
 // Bytes of a block of 32 along K in a panel.
-constexpr int64_t data_bytes(Family family) { return family == Family::kS8N16K4 ? 512 : panel_columns(family) * 16; }
+constexpr int64_t data_bytes(Family family) {
+  return family == Family::kS8N16K4 ? 512 : family == Family::kS6N16K4 ? 384 : panel_columns(family) * 16;
+}
 
 // Where a column's scale is in a header. In panels by 4 of k, columns c and c + 16 are neighbours: Arm converts even
 // and odd halves of a vector of f16.

@@ -231,6 +231,8 @@ const char* family_name(Family family) {
       return "u4n16k4";
     case Family::kT4N16K4:
       return "t4n16k4";
+    case Family::kS6N16K4:
+      return "s6n16k4";
     case Family::kS8N16K4:
       return "s8n16k4";
     case Family::kF32N16:

@@ -50,6 +50,7 @@ enum class Family : int32_t {
   kS4N16K4,
   kU4N16K4,
   kT4N16K4,
+  kS6N16K4,
   kS8N16K4,
   kF32N16,
   kS4N32K4,
@@ -87,9 +88,9 @@ inline int64_t panels(int64_t n) { return (n + kPanel - 1) / kPanel; }
 // SIZE_MAX when that does not fit 62 bits.
 size_t packed_nbytes(const Format& format, int64_t n, int64_t k);
 // Packs rows [panel_begin * kPanel, panel_end * kPanel) of a [n, k] weight; for kS8Row panels are of 16 table rows too.
-// q: s8 in [-8, 7] (s4), of kTable (t4; what is not becomes the nearest), u8 in [0, 15] (u4), s8 (s8), f32 (f32).
-// scale: f16 bits [n, ceil(k / group)], or [n, 1] when group is 0. zero: u8 in [0, 15], shaped as scale, for u4 only.
-// Values out of range are masked, never out of bounds.
+// q: s8 in [-8, 7] (s4), [-32, 31] (s6), of kTable (t4; what is not becomes the nearest), u8 in [0, 15] (u4), s8 (s8),
+// f32 (f32). scale: f16 bits [n, ceil(k / group)], or [n, 1] when group is 0. zero: u8 in [0, 15], shaped as scale, for
+// u4 only. Values out of range are masked, never out of bounds.
 void pack_panels(const Format& format, const void* q, const uint16_t* scale, const uint8_t* zero, int64_t n, int64_t k,
                  int64_t panel_begin, int64_t panel_end, void* packed);
 void unpack_panels(const Format& format, const void* packed, int64_t n, int64_t k, int64_t panel_begin,
@@ -109,7 +110,7 @@ const IsaOps* select_ops(std::string_view name = {});
 struct QuantizeArgs {
   const float* w;  // [n, k]
   int64_t n, k;
-  int bits, group;          // bits 4 or 8; group 0: the whole row
+  int bits, group;          // bits 4, 6 or 8; group 0: the whole row
   bool symmetric, search;   // search: minimise the weighted squared error over scale (and zero point)
   const float* importance;  // [k] weight of each column's squared error, or null
   int8_t* q;                // [n, k] s8 when symmetric, u8 otherwise

@@ -70,9 +70,10 @@ EDGEC_INLINE void quantize_block(const float* x, int64_t valid, uint8_t* values,
   sums[1] = total[2] + total[3] + total[6] + total[7];
 }
 
-// Kernels of unsigned weights see u = q + 8 (s4), q + 16 (t4), q + 128 (s8) or q + zero (u4): the sums, times -8 ...,
-// take the offset back.
-static int32_t sum_factor(const Format& format) {
+// Kernels of unsigned weights see u = q + 8 (s4), q + 16 (t4), q + 32 (s6), q + 128 (s8) or q + zero (u4): the sums,
+// times -8 ..., take the offset back. Times -32 they would not fit s16.
+static int32_t sum_factor(const Format& format, bool total) {
+  if (format.bits == 6) return total ? -32 : -1;
   return format.table ? -16 : !format.symmetric ? -1 : format.bits == 8 ? -128 : -8;
 }
 
@@ -81,7 +82,7 @@ template <bool kWide, bool kTotal = false>
 static void prepare_blocks(const LinearJob& job, int64_t tile_begin, int64_t tile_end) {
   const int64_t value_bytes = kWide ? 64 : 32, row_bytes = kWide ? 68 : 40;
   const Format& format = *job.args.format;
-  const int32_t factor = sum_factor(format);
+  const int32_t factor = sum_factor(format, kTotal);
   // X4: what a row's integer sums start from (int_unpacked_neon.h); only s4 has its offset in there.
   const bool starts = job.lhs == Lhs::S8B32X4;
   const int32_t start_factor = format.bits == 4 && format.symmetric && !format.table ? -8 : 0;

@@ -1,6 +1,6 @@
-// Weights to groups of 4 or 8 bits. For each candidate (step, zero) of a group: round, then the step that is best for
-// those integers in closed form (weighted least squares); the candidate with the least weighted squared error wins. The
-// final integers are rounded again with the step as f16 stores it.
+// Weights to groups of 4, 6 or 8 bits. For each candidate (step, zero) of a group: round, then the step that is best
+// for those integers in closed form (weighted least squares); the candidate with the least weighted squared error wins.
+// The final integers are rounded again with the step as f16 stores it.
 
 constexpr int kMaxGroupVectors = 16;  // groups above 128 take the max, without a search
 
@@ -163,6 +163,12 @@ static void quantize_group(const QuantizeArgs& args, const float* w, const float
     }
     if (args.symmetric && args.bits == 8) {
       for (int i = 0; i <= 4; ++i) try_candidate(&g, 1.0f + 0.01f * static_cast<float>(i), 0, low, high);
+    } else if (args.symmetric && args.bits == 6) {
+      for (int i = -8; i <= 8; ++i) {
+        const float inverse = 1.0f + 0.015f * static_cast<float>(i);
+        try_candidate(&g, inverse, 0, low, high);
+        try_candidate(&g, -inverse, 0, low, high);
+      }
     } else if (args.symmetric) {
       for (int i = -12; i <= 8; ++i) {
         const float inverse = 1.0f + 0.04f * static_cast<float>(i);

@@ -77,7 +77,7 @@ py::tuple quantize(const py::array_t<float, py::array::c_style | py::array::forc
                    bool table) {
   const ek::IsaOps* ops = ops_of(kernel);
   require(w.ndim() == 2, "w must be [N, K]");
-  require(bits == 4 || bits == 8, "bits must be 4 or 8");
+  require(bits == 4 || bits == 6 || bits == 8, "bits must be 4, 6 or 8");
   require(group >= 0, "group must not be negative");
   require(symmetric || bits == 4, "asymmetric quantization is for 4 bits");
   require(!table || (symmetric && bits == 4 && group == 32), "the table is for 4 bits, symmetric, group 32");

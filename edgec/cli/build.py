@@ -37,7 +37,7 @@ def build(
     activations: Literal["int8", "fp32"] = "int8",
     kv_cache: Literal["auto", "fp32", "int8", "exposed"] = "auto",
     max_context: int | None = None,
-    embedding: Literal[4, 8] = 8,
+    embedding: Literal[4, 6, 8] = 8,
     bits: float | None = None,
     prune: str | None = None,
     speedup: str | None = None,

@@ -30,7 +30,7 @@ def distill(
     temperature: float = 2.0,
     weights: Literal["int4", "int8", "fp32"] = "int4",
     group: int = 32,
-    embedding: Literal[4, 8] = 8,
+    embedding: Literal[4, 6, 8] = 8,
     epochs: float = 3.0,
     steps: int | None = None,
     minutes: float | None = None,

@@ -54,7 +54,13 @@ class RoundedWeight(torch.nn.Module):
             self.refresh()
         self.calls += self.training
         e = self.encoding
-        low, high = (0, 2**e.bits - 1) if e.zero else (-8, 7) if e.bits == 4 else (-127, 127)
+        low, high = (
+            (0, 2**e.bits - 1)
+            if e.zero
+            else (-127, 127)
+            if e.bits == 8
+            else (-(1 << e.bits - 1), (1 << e.bits - 1) - 1)
+        )
         w = _ToGrid.apply(w, self.scale, self.zero, low, high, e.group)
         return w if self.axis == 1 else w.t()
 

@@ -126,7 +126,7 @@ def _kernel(unit: Unit, origin: str) -> StepCost:
     if node.op == "linear":
         x, w = node.inputs[:2]
         encoding = w.inputs[0].type.encoding
-        family = "fp32 product" if encoding is None else f"int{encoding.bits} product"
+        family = "fp32 product" if encoding is None else "int4 product" if encoding.bits == 4 else "int8 product"
         unpacked = product(w.shape)
         operations = product(x.shape) * (6 if node["norm"] != "none" else 2) + OPS.get(node["act"], 2) * product(
             node.shape

@@ -38,9 +38,9 @@ def quantize_reference(w: np.ndarray, bits: int, group: int, symmetric: bool, im
     low, high = x.min(-1), x.max(-1)
     extreme = np.where(np.abs(low) > np.abs(high), low, high)
     top = 2 ** (bits - 1) - 1
-    if symmetric:  # 4 bits: the extreme lands on -8 by the scale's sign
-        candidates = [(extreme / (-(top + 1) if bits == 4 else top) * f, None) for f in np.linspace(1, 0.7, 13)]
-        if bits == 4:
+    if symmetric:  # below 8 bits the extreme lands on -8 or -32 by the scale's sign
+        candidates = [(extreme / (top if bits == 8 else -(top + 1)) * f, None) for f in np.linspace(1, 0.7, 13)]
+        if bits < 8:
             candidates.append((np.abs(extreme) / top, None))
     else:
         low, high = np.minimum(low, 0), np.maximum(high, 0)
@@ -65,7 +65,7 @@ def quantize_reference(w: np.ndarray, bits: int, group: int, symmetric: bool, im
 def _round(x, scale, zero, bits):
     s = scale.astype(np.float32)[..., None]
     z = 0 if zero is None else zero.astype(np.float32)[..., None]
-    limits = (-8, 7) if bits == 4 else (-127, 127)
+    limits = (-127, 127) if bits == 8 else (-(1 << bits - 1), (1 << bits - 1) - 1)
     if zero is not None:
         limits = (0, 2**bits - 1)
     with np.errstate(all="ignore"):

@@ -81,8 +81,8 @@ class Options:
             raise EdgecError("EC1001", f"the scheme {self.scheme!r} is not symmetric, asymmetric, best or table")
         if self.group not in (32, 64, 128) or self.table_group not in (32, 64, 128):
             raise EdgecError("EC1001", f"--group {self.group} is not 32, 64 or 128")
-        if self.embedding not in (4, 8):
-            raise EdgecError("EC1001", f"--embedding {self.embedding} is neither 4 nor 8")
+        if self.embedding not in (4, 6, 8):
+            raise EdgecError("EC1001", f"--embedding {self.embedding} is not 4, 6 or 8")
 
 
 @dataclass
@@ -220,13 +220,13 @@ class Quantizer:
             return done.data, Choice(name, role, shape, e.bits, e.group, e.zero, done.snr_db, nbytes(shape, e), why,
                                      done.output_snr_db)  # fmt: skip
         encoding, why = self.wanted(data, role)
-        if encoding.bits == 4:
+        if encoding.bits < 8:
             new, snr = self._make(data, encoding, role)
             if math.isnan(snr):
                 return keep("it holds numbers that are not finite")
-            if snr >= LOW_SNR_DB:
-                return as_chosen(new, snr)
-            why = f"int4 would leave {snr:.1f} dB"
+            if snr >= (LOW_SNR_DB if encoding.bits == 4 else LOW_SNR_8_DB):
+                return as_chosen(new, snr, why)
+            why = f"int{encoding.bits} would leave {snr:.1f} dB"
         new, snr = self._make(data, Quantized(8, self.group8(k)), role)
         if math.isnan(snr):
             return keep("it holds numbers that are not finite")
@@ -242,6 +242,8 @@ class Quantizer:
             more = planned.bits > 4 and options.weights == "int4"
             return planned, "4 bits would cost the outputs more than elsewhere" if more else ""
         bits = 4 if options.weights == "int4" and (role == "linear" or options.embedding == 4) else 8
+        if role != "linear" and options.weights == "int4" and options.embedding == 6:
+            return Quantized(6, min(64, self.group8(k))), "embeddings are read in 6 bits"
         if bits == 8:
             why = "embeddings are read in 8 bits" if role != "linear" and options.weights == "int4" else ""
             return Quantized(8, self.group8(k)), why

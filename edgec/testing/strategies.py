@@ -85,7 +85,7 @@ def quantized_weights(
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     if format.bits == 32:
         return QuantizedWeight(format, rng.standard_normal(shape).astype(np.float32), None, None)
-    low, high = (0, 15) if not format.symmetric else (-8, 7) if format.bits == 4 else (-128, 127)
+    low, high = (0, 15) if not format.symmetric else (-(1 << format.bits - 1), (1 << format.bits - 1) - 1)
     if format.table:
         low, high = min(ek.TABLE), max(ek.TABLE)
     fill = draw(st.sampled_from(("random", "low", "high", "zero")))

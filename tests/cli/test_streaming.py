@@ -106,7 +106,7 @@ def test_a_build_that_was_killed_goes_on_where_it_was(tmp_path):
     assert len(contents) == 1
 
 
-@pytest.mark.parametrize("options", [{}, {"embedding": 4}, {"weights": "int8"}, {"weights": "fp32"}])
+@pytest.mark.parametrize("options", [{}, {"embedding": 4}, {"embedding": 6}, {"weights": "int8"}, {"weights": "fp32"}])
 def test_a_tied_table_is_stored_once(tmp_path, options):
     """Embedding and head, the head's weight an equal copy turned round: one constant, read by rows and by the product."""
     import edgec
@@ -128,6 +128,6 @@ def test_a_tied_table_is_stored_once(tmp_path, options):
         assert size < 1.2 * table.size * bits / 8
     ids = np.array([0, 1002, 15, 16, 17, 500])
     x, y = session.run(["x", "y"], {"ids": ids})
-    tolerance = {4: 0.2, 8: 0.02, 32: 1e-5}[bits]
+    tolerance = {4: 0.2, 6: 0.05, 8: 0.02, 32: 1e-5}[bits]
     for got, want in ((x, table[ids]), (y, table[ids] @ table.T)):
         assert np.abs(got - want).max() < tolerance * np.abs(want).max()

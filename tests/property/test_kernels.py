@@ -292,7 +292,7 @@ def test_gated_products(fmt, act):
 @given(data=st.data())
 def test_quantize(kernel, data):
     need(kernel)
-    bits, symmetric = data.draw(st.sampled_from(((4, True), (4, False), (8, True))))
+    bits, symmetric = data.draw(st.sampled_from(((4, True), (4, False), (6, True), (8, True))))
     group = data.draw(st.sampled_from((32, 64, 128, 0)))
     shape = (data.draw(es.sizes(6)), data.draw(es.sizes(300, 32)))
     rng = np.random.default_rng(data.draw(st.integers(0, 999)))
@@ -302,7 +302,7 @@ def test_quantize(kernel, data):
     for search in (False, True):
         q, scale, zero = ek.quantize(w, bits, group, symmetric, search, threads=2, kernel=kernel.name)
         assert q.dtype == (np.int8 if symmetric else np.uint8) and (zero is None) == symmetric
-        low, high = (0, 15) if not symmetric else (-8, 7) if bits == 4 else (-127, 127)
+        low, high = (0, 15) if not symmetric else (-127, 127) if bits == 8 else (-(1 << bits - 1), (1 << bits - 1) - 1)
         assert q.min() >= low and q.max() <= high
         value = ek.dequantize(q, scale, zero, group)
         size = group or shape[1]

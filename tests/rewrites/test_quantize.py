@@ -162,7 +162,7 @@ def test_numbers_that_are_not_finite_stay():
     assert quantize(graph_of(make("linear", f32("x", "s", 96), constant(w))))[1][0]["bits"] == 32
 
 
-def test_tables_and_tied_tables_are_read_in_8_bits():
+def test_tables_and_tied_tables_are_read_in_8_bits_or_6():
     table = weights(1024, 128)
     x = make("gather", table, i64("i", 1, "s"), axis=0)
     after, report = quantize(graph_of(x))
@@ -170,7 +170,9 @@ def test_tables_and_tied_tables_are_read_in_8_bits():
     tied = graph_of(make("linear", make("rms_norm", x, axis=2, eps=1e-5), table))
     after, report = quantize(tied)
     assert [(r["role"], r["bits"]) for r in report] == [("tied", 8)]
-    for options in ({}, {"weights": "int8"}, {"embedding": 4}):
+    report = quantize(tied, embedding=6)[1]
+    assert [(r["role"], r["bits"], r["group"]) for r in report] == [("tied", 6, 64)] and 30 < report[0]["snr_db"] < 36
+    for options in ({}, {"weights": "int8"}, {"embedding": 6}, {"embedding": 4}):
         after, report = quantize(tied, **options)
         assert len({n for n in after.nodes() if n.op == "constant" and n.type.encoding}) == 1
     assert report[0]["bits"] == 4

@@ -65,10 +65,10 @@ def load(
     """Reads and checks everything before it returns.
 
     files: the model's text files by name (`frontend.folder.text_files`); "tokenizer.json" is needed for text. length: tokens
-    of a window (default 256) or of the longest row (default 128). limit: windows (default 64) or samples (default 256) to
-    take; which ones, and their order, comes from the seed. Raises EdgecError EC1302 for data that does not fit the graph
-    (names, shapes, dtypes, too little of it, values that are not finite), EC1003 for a file that cannot be read, EC1701 or
-    EC1702 where text cannot be tokenized or a conversation not be rendered, EC1001 for an argument.
+    of a window (default 256) or of the longest row (default 128). limit: windows (default 64), texts (default 1024) or samples
+    (default 256) to take; which ones, and their order, comes from the seed. Raises EdgecError EC1302 for data that does not
+    fit the graph (names, shapes, dtypes, too little of it, values that are not finite), EC1003 for a file that cannot be
+    read, EC1701 or EC1702 where text cannot be tokenized or a conversation not be rendered, EC1001 for an argument.
     """
     for name, value in (("length", length), ("limit", limit)):
         if value is not None and value < 1:
@@ -312,7 +312,7 @@ def _from_texts(
     if not isinstance(causal, str):
         return _windows(texts, graph, causal, tokenizer, length or 256, limit or 64, where)
     assert names is not None
-    return _padded(texts, graph, names, tokenizer, length or 128, limit or 256, where)
+    return _padded(texts, graph, names, tokenizer, length or 128, limit or 1024, where)
 
 
 def _text_inputs(graph: Graph) -> tuple[str, str | None, str | None] | None:

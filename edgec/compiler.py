@@ -169,7 +169,7 @@ class Build:
         self.started = time.perf_counter()
         self.report = BuildReport(options=asdict(options) | {"dims": dict(options.dims)})
         self.graph: Graph | None = None
-        self.source: dict[str, str] | None = None  # the model's file name and SHA-256
+        self.source: dict[str, Any] | None = None  # the model's file name, SHA-256, and bytes with external data
         self.ranges: dict[str, tuple[int, int]] = {}
         self.lm: dict | None = None  # the manifest's key of that name
         self.calib: str | os.PathLike | None = None
@@ -212,7 +212,7 @@ class Build:
         else:
             self.graph = frontend.load(model, dims=self.options.dims, constants=constants or {})
             if isinstance(model, (str, os.PathLike)):
-                self.source = {"name": Path(model).name, "sha256": _sha256(model)}
+                self.source = {"name": Path(model).name, "sha256": _sha256(model), "bytes": source_size(model)}
         verify(self.graph)
         self.ranges = input_ranges(self.graph)
         constants = (n for n in self.graph.nodes() if n.op == "constant" and n.dtype in FLOATS)

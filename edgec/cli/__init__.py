@@ -15,7 +15,21 @@ def _app():
     from cyclopts import App, Parameter
 
     import edgec
-    from edgec.cli import bench, build, chat, distill, doctor, generate, inspect, kernels, run, serve, targets, verify
+    from edgec.cli import (
+        bench,
+        build,
+        chat,
+        distill,
+        doctor,
+        generate,
+        inspect,
+        kernels,
+        report,
+        run,
+        serve,
+        targets,
+        verify,
+    )
 
     app = App(
         name="edgec",
@@ -24,7 +38,21 @@ def _app():
         default_parameter=Parameter(negative=(), show_default=lambda value: value or None),
         help_format="plaintext",
     )
-    for module in (build, distill, run, generate, chat, serve, verify, bench, inspect, targets, kernels, doctor):
+    for module in (
+        build,
+        distill,
+        run,
+        generate,
+        chat,
+        serve,
+        verify,
+        bench,
+        inspect,
+        report,
+        targets,
+        kernels,
+        doctor,
+    ):
         name = module.__name__.rpartition(".")[2]
         app.command(getattr(module, name), name=name)
     return app

@@ -262,13 +262,14 @@ class Build:
         from edgec.calibrate import data
         from edgec.calibrate import prune as p
         from edgec.calibrate.prune.latency import speeds
-        from edgec.rewrites import states
+        from edgec.rewrites import decoder, states
 
         self._done()
         self._phase("prune")
         request = p.parse(self.options.prune, self.options.speedup)
         assert request is not None
-        load = None if self.calib is None else functools.partial(data.load, self.calib, graph, self.files)
+        limit = p.SAMPLES if isinstance(decoder.roles(graph), str) else None
+        load = None if self.calib is None else functools.partial(data.load, self.calib, graph, self.files, limit=limit)
         if request.mask is not None:
             graph, layers = p.mask_model(graph, *request.mask, load, self._share)
             self.report.pruning = {"method": request.mask[0], "zeros": layers}

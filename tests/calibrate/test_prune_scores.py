@@ -12,7 +12,8 @@ from edgec.calibrate.prune.allocate import Allocator, step_of
 from edgec.calibrate.prune.latency import GRID, Latency, Table
 from edgec.calibrate.prune.masks import keep_largest
 from edgec.calibrate.prune.request import Request
-from edgec.calibrate.prune.scores import Order, by_inverse, by_size, correction, damped
+from edgec.calibrate.prune.scores import Order, by_inverse, by_size, correction, damped, fit
+from edgec.calibrate.prune.sites import Moments
 from edgec.calibrate.prune.structured import macs_of
 from edgec.errors import EdgecError
 from edgec.rewrites.examples import f32, graph_of, weights
@@ -81,6 +82,24 @@ def test_correction_is_ridge_regression():
     want, *_ = np.linalg.lstsq(x[:, kept], residue, rcond=None)
     np.testing.assert_allclose(d[:, kept], want.T, rtol=1e-4, atol=1e-6)
     assert not d[:, [1, 4, 6]].any()
+
+
+def moments(x, residue):
+    found = Moments(x.shape[1], residue.shape[1])
+    found.add(x, residue)
+    return found
+
+
+def test_what_is_left_to_explain_is_fitted_and_noise_is_not():
+    rng = np.random.default_rng(8)
+    x, kept = rng.standard_normal((400, 12)), np.arange(10)
+    truth = rng.standard_normal((3, 12)) * (np.arange(12) < 10)
+    d = fit(moments(x[:300], x[:300] @ truth.T), moments(x[300:], x[300:] @ truth.T), kept)
+    np.testing.assert_allclose(d, truth, atol=2e-3)
+    noise = rng.standard_normal((400, 3))
+    few = fit(moments(x[:14], noise[:14]), moments(x[300:], noise[300:]), kept)
+    plain = correction(x[:14].T @ x[:14], noise[:14].T @ x[:14], kept, 1e-4)
+    assert np.abs(few).max() < 0.5 * np.abs(plain).max()
 
 
 def test_numbers_that_are_not_finite_are_refused():

@@ -5,4 +5,6 @@ from edgec.calibrate.prune.request import Request, parse
 from edgec.calibrate.prune.structured import Pruned, prune_model
 from edgec.calibrate.prune.zeros import mask_model
 
-__all__ = ["MASKS", "Pruned", "Request", "mask", "mask_model", "parse", "prune_model"]
+SAMPLES = 1024  # texts or arrays that channels are chosen and weights fitted on; a decoder's windows hold more each
+
+__all__ = ["MASKS", "SAMPLES", "Pruned", "Request", "mask", "mask_model", "parse", "prune_model"]

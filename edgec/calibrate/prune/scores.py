@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgec.calibrate.prune.sites import Moments
 from edgec.errors import EdgecError
 
-RIDGE = 1e-2  # of the mean of H's diagonal
+RIDGE = 1e-2  # of the mean of H's diagonal, where nothing chooses it
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # that a fit chooses from
 AHEAD = 64  # units that are looked at when several go at once
 
 
@@ -144,3 +146,18 @@ def correction(hessian: np.ndarray, cross: np.ndarray, kept: np.ndarray, ridge: 
     d = np.zeros(cross.shape)
     d[:, kept] = np.linalg.solve(h, np.asarray(cross, np.float64)[:, kept].T).T
     return d
+
+
+def fit(fitted: Moments, held: Moments, kept: np.ndarray) -> np.ndarray:
+    """`correction` by the ridge that does best on rows held out (Moments of both), fitted to all of them in the end; zeros
+    where none does better than to leave the weights alone. Without rows held out: RIDGE."""
+    h, cross = fitted.h + held.h, fitted.cross + held.cross
+    if not held.rows or not fitted.rows:
+        return correction(h, cross, kept)
+    best, chosen = 0.0, None
+    for ridge in RIDGES:
+        d = correction(fitted.h, fitted.cross, kept, ridge)
+        gain = float(np.sum((d @ held.h - 2 * held.cross) * d))
+        if gain < best:
+            best, chosen = gain, ridge
+    return np.zeros(cross.shape) if chosen is None else correction(h, cross, kept, chosen)

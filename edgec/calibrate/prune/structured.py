@@ -3,7 +3,8 @@
 Three passes over the calibration data, each layer by layer (`capture.Stream`): outputs without each layer (where
 layers go), activations that products with removable columns read (their second moments decide which columns go and how
 many), and the pruned model beside the source: each product is fitted again, by ridge regression, so that the stream of
-the pruned model comes nearest to the source's, errors of the layers before included.
+the pruned model comes nearest to the source's, errors of the layers before included. A quarter of the runs is held out to
+choose how strongly weights are held to what they were.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from edgec.calibrate.data import Calibration
 from edgec.calibrate.prune.allocate import Allocator, Cost
 from edgec.calibrate.prune.depth import choose_layers
 from edgec.calibrate.prune.request import Request
-from edgec.calibrate.prune.scores import RIDGE, Order, by_inverse, by_size, correction
+from edgec.calibrate.prune.scores import Order, by_inverse, by_size, fit
 from edgec.calibrate.prune.sites import Moments, Site, site
 from edgec.errors import EdgecError
 from edgec.ir.data import Data
@@ -268,7 +269,7 @@ class _Refit:
         return next(n for n in self.source.nodes() if site(n) and n.inputs[1] is s.weight)
 
     def _fit(self, theirs: Stream, ours: Stream, s: Site, aim: Node, twin: Node, w, kept, with_bias: bool):
-        moments = Moments(w.shape[1], w.shape[0], with_bias)
+        fitted, held = (Moments(w.shape[1], w.shape[0], with_bias) for _ in range(2))
         old_bias = None if s.bias is None or s.bias.op != "constant" else s.bias["data"].array()
         source_w, x, r = s.matrix(), s.node.inputs[0], s.residual
         want = [aim] if s.additive else [twin.inputs[0]]
@@ -284,9 +285,9 @@ class _Refit:
                 residue -= 0 if old_bias is None else old_bias
             else:
                 residue += s.rows_in(a[twin.inputs[0]], valid, number) @ source_w.T
-            moments.add(rows, residue)
+            (held if number % 4 == 3 else fitted).add(rows, residue)
         columns = np.flatnonzero(np.r_[kept, True] if with_bias else kept)
-        d = correction(moments.h, moments.cross, columns, RIDGE)
+        d = fit(fitted, held, columns)
         new = (w + d[:, : w.shape[1]]).astype(np.float32)
         bias = None
         if with_bias and old_bias is not None:

@@ -85,24 +85,13 @@ class EmulatedSession:
             return self._read(result.read_bytes()), instructions
 
     def _emulate(self, program: list[str], trace: Path | None) -> int:
-        options: list[str] = []
-        found: list[int] = []
-        if trace is not None:
-            os.mkfifo(trace)
-            options = ["-d", "in_asm,exec,nochain", "-D", str(trace)]
-            reader = threading.Thread(target=lambda: found.append(count_trace(trace)), daemon=True)
-            reader.start()
         try:
-            done = subprocess.run([*self._command, *options, *program], capture_output=True, text=True,
-                                  timeout=TIMEOUT_S, env=self._environment)  # fmt: skip
+            done, instructions = emulate(self._command, program, self._environment, trace)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise EdgecError("EC1802", f"the emulator: {error}", self.artifact.path) from None
-        if trace is not None:
-            reader.join()
-            trace.unlink()
         if done.returncode:
             raise self._failure(done)
-        return found[0] if found else 0
+        return instructions
 
     def _words(self, feeds: Mapping[str, np.ndarray]):
         yield np.int64(0).tobytes()  # parameters
@@ -111,7 +100,7 @@ class EmulatedSession:
         for port in self.inputs:
             if port.name not in feeds:
                 raise EdgecError("EC1601", "it is missing", f"input '{port.name}'")
-            array = np.ascontiguousarray(feeds[port.name])
+            array = np.asarray(feeds[port.name], order="C")  # ascontiguousarray gives scalars an axis
             if array.dtype != np.dtype(port.dtype):
                 raise EdgecError("EC1602", f"dtype {array.dtype}, expected {port.dtype}", f"input '{port.name}'")
             data = array.tobytes()
@@ -137,6 +126,26 @@ class EmulatedSession:
             return EdgecError(code, reason, where or None, hint or None)
         return EdgecError("EC1802", f"the emulated program failed: {last[:500]}", self.artifact.path,
                           "Is the artifact for this target's CPU?")  # fmt: skip
+
+
+def emulate(
+    command: list[str], program: list[str], environment: Mapping[str, str], trace: Path | None = None
+) -> tuple[subprocess.CompletedProcess[str], int]:
+    """Runs a program by an emulator's command. trace: a pipe to make for counting the instructions that it executes;
+    without one they are not counted (0). Raises OSError and subprocess.TimeoutExpired."""
+    options: list[str] = []
+    found: list[int] = []
+    if trace is not None:
+        os.mkfifo(trace)
+        options = ["-d", "in_asm,exec,nochain", "-D", str(trace)]
+        reader = threading.Thread(target=lambda: found.append(count_trace(trace)), daemon=True)
+        reader.start()
+    done = subprocess.run([*command, *options, *program], capture_output=True, text=True, timeout=TIMEOUT_S,
+                          env=environment)  # fmt: skip
+    if trace is not None:
+        reader.join()
+        trace.unlink()
+    return done, found[0] if found else 0
 
 
 def count_trace(path: Path) -> int:

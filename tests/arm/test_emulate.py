@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 
 import numpy as np
@@ -13,6 +14,7 @@ if not os.environ.get("EDGEC_TEST_ARM"):
 import environment
 
 import edgec
+from edgec.artifact.reader import ArtifactFile
 from edgec.cli import main
 from edgec.emulate import EmulatedSession, runner
 from edgec.errors import EdgecError
@@ -71,14 +73,26 @@ def model(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def here(model, tmp_path_factory):
+    """here(weights, bits): the session of this machine's artifact."""
+
+    @functools.cache
+    def session(weights: str, bits: float | None = None):
+        path = tmp_path_factory.mktemp("here") / "here.edgec"
+        edgec.build(model, weights=weights, bits=bits, out=path)
+        return edgec.load(path, threads=1)
+
+    return session
+
+
 @pytest.mark.parametrize("weights", ["fp32", "int4"])
 @pytest.mark.parametrize("target", TARGETS)
-def test_same_numbers_as_this_machine(model, target, weights, tmp_path):
+def test_same_numbers_as_this_machine(model, here, target, weights, tmp_path):
     """fp32 to rounding; int4 as this machine's kernels compute it."""
     edgec.build(model, target=target, weights=weights, out=tmp_path / "there.edgec")
-    edgec.build(model, weights=weights, out=tmp_path / "here.edgec")
     x = np.random.default_rng(1).standard_normal((7, 96)).astype(np.float32)
-    want = edgec.load(tmp_path / "here.edgec", threads=1)(x=x)
+    want = here(weights)(x=x)
     for threads in (1, 3):
         got = EmulatedSession(tmp_path / "there.edgec", threads=threads)(x=x)
         for name, value in want.items():
@@ -87,16 +101,31 @@ def test_same_numbers_as_this_machine(model, target, weights, tmp_path):
 
 
 @pytest.mark.parametrize("target", ["raspberry-pi-4", "raspberry-pi-5", "apple-m2"])
-def test_weights_from_a_table(model, target, tmp_path):
+def test_weights_from_a_table(model, here, target, tmp_path):
     """4.25 bits: the kernels of NEON, dotprod and i8mm, one row and many."""
     edgec.build(model, target=target, bits=4.25, out=tmp_path / "there.edgec")
-    edgec.build(model, bits=4.25, out=tmp_path / "here.edgec")
-    here, there = edgec.load(tmp_path / "here.edgec", threads=1), EmulatedSession(tmp_path / "there.edgec", threads=1)
+    there = EmulatedSession(tmp_path / "there.edgec", threads=1)
     for rows in (1, 7):
         x = np.random.default_rng(rows).standard_normal((rows, 96)).astype(np.float32)
-        want, got = here(x=x), there(x=x)
+        want, got = here("int4", 4.25)(x=x), there(x=x)
         for name, value in want.items():
             assert np.abs(got[name] - value).max() <= 5e-3 * np.abs(value).max(), (name, rows)
+
+
+def test_weights_for_sme2(model, here, tmp_path):
+    """apple-m4 holds them as SME2 reads them, at any length of its vectors; other targets do not."""
+    for target in ("apple-m3", "apple-m4"):
+        edgec.build(model, target=target, out=tmp_path / f"{target}.edgec")
+        plan = bytes(ArtifactFile(tmp_path / f"{target}.edgec", check_target=False).members["plan.bin"])
+        assert (b"n32k4" in plan) == (target == "apple-m4")
+    for bits in (128, 256, 512):
+        there = EmulatedSession(tmp_path / "apple-m4.edgec", threads=1, vector_bits=bits)
+        assert "sme2" not in there.cpu.partition("without")[2]
+        for rows in (1, 7):
+            x = np.random.default_rng(rows).standard_normal((rows, 96)).astype(np.float32)
+            want, got = here("int4")(x=x), there(x=x)
+            for name, value in want.items():
+                assert np.abs(got[name] - value).max() <= 5e-3 * np.abs(value).max(), (name, rows, bits)
 
 
 def test_command(model, tmp_path, capsys):

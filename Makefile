@@ -1,4 +1,4 @@
-# make demo: install, compile a model to int4, run it.   make test: the tests.   `PYTHON=... make test` uses your environment.
+# make demo: install, compile a model, ask it about texts.   make test: the tests.   `PYTHON=... make test` uses your environment.
 PYTHON3 ?= python3
 ifeq ($(origin PYTHON), undefined)
   PYTHON := .venv/bin/python
@@ -16,8 +16,7 @@ TESTS ?= tests
 
 # The package as a user installs it, with what building needs, in .venv
 demo: .venv/demo.done
-	@.venv/bin/python tests/fetch_models.py -q magika
-	@.venv/bin/python examples/magika/demo.py
+	@.venv/bin/edgec demo
 
 test: env dev models
 	$(PYTHON) -m pytest -n 2 $(TESTS)
@@ -86,7 +85,7 @@ env: $(VENV)
 	@touch $@
 
 .venv/demo.done: $(SOURCES) | .venv/bin/python
-	.venv/bin/python -m pip --disable-pip-version-check install -qq ".[build]"
+	.venv/bin/python -m pip --disable-pip-version-check install -qq ".[build,lm]"
 	@touch $@
 
 clean:

@@ -588,7 +588,7 @@ def build(
     if distill is not None:
         if importlib.util.find_spec("torch") is None:
             raise EdgecError("EC1002", "--distill needs torch", hint="Install it: pip install 'edgec[distill]'")
-        if weights == "fp32":
+        if weights == "fp32" and prune is None and speedup is None:
             raise EdgecError("EC1001", "fp32 weights lose nothing that could heal", "--distill", "Leave it out")
     if bits is not None and bits > 4.25 and calib is None:
         raise EdgecError(

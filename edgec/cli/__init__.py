@@ -19,6 +19,7 @@ def _app():
         bench,
         build,
         chat,
+        demo,
         distill,
         doctor,
         generate,
@@ -40,6 +41,7 @@ def _app():
     )
     for module in (
         build,
+        demo,
         distill,
         run,
         generate,

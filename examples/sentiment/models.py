@@ -137,3 +137,55 @@ def write_student(
     places = w.op("Slice", w.weight("embeddings.positions"), zero, end, axis, name="embeddings/positions")
     x = w.norm(w.op("Add", x, places, name="embeddings/Add"), "embeddings.LayerNorm", EPS, "embeddings/LayerNorm")
     write(w, x, len(layers), new["head.weight"].shape[1], ("input_ids", "attention_mask"), path)
+
+
+def _nibbles(values: np.ndarray) -> np.ndarray:
+    """[rows, count] u8 below 16 -> [rows, ceil(count / 2)], the first of a pair in the low half."""
+    values = np.pad(values, [(0, 0), (0, values.shape[1] % 2)])
+    return values[:, ::2] | values[:, 1::2] << 4
+
+
+def write_packed(student: pathlib.Path, path: pathlib.Path, rows: np.ndarray, positions: int) -> None:
+    """The student in 4 bits: large products as MatMulNBits and the table as GatherBlockQuantized of com.microsoft, which
+    onnxruntime runs and edgec takes as they are. rows: of the table, those to keep; positions: how many."""
+    from edgec import kernels
+
+    model = onnx.load(student)
+    graph = model.graph
+    arrays = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    arrays["embeddings.table"] = arrays["embeddings.table"][rows]
+    arrays["embeddings.positions"] = arrays["embeddings.positions"][:positions]
+
+    def pack(name: str, w: np.ndarray, blob: bool) -> list[str]:
+        """[n, k] as three initializers, and their names."""
+        q, scale, zero = kernels.quantize(w, 4, 32, symmetric=False)
+        packed = _nibbles(q)
+        del arrays[name]
+        made = {
+            f"{name}.q4": packed.reshape(len(w), -1, 16) if blob else packed,
+            f"{name}.scale": scale.astype(np.float32).reshape(-1) if blob else scale.astype(np.float32),
+            f"{name}.zero": _nibbles(zero).reshape(-1) if blob else _nibbles(zero),
+        }
+        arrays.update(made)
+        return list(made)
+
+    nodes = []
+    for node in graph.node:
+        weight = arrays.get(node.input[1]) if node.op_type == "MatMul" else None
+        if weight is not None and weight.size > 1 << 16:
+            k, n = weight.shape
+            names = pack(node.input[1], np.ascontiguousarray(weight.T), True)
+            sizes = {"K": k, "N": n, "bits": 4, "block_size": 32}
+            node = helper.make_node("MatMulNBits", [node.input[0], *names], node.output, node.name,
+                                    domain="com.microsoft", **sizes)  # fmt: skip
+        elif node.op_type == "Gather" and node.input[0] == "embeddings.table":
+            q, scale, zero = pack(node.input[0], arrays[node.input[0]], False)
+            node = helper.make_node("GatherBlockQuantized", [q, node.input[1], scale, zero], node.output, node.name,
+                                    domain="com.microsoft", bits=4, block_size=32, gather_axis=0, quantize_axis=1)  # fmt: skip
+        nodes.append(node)
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in arrays.items())
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save_model(model, path)

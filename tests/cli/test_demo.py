@@ -1,9 +1,11 @@
-"""make demo's script gives the right answers with the int4 model."""
+"""The examples and edgec demo give the right answers."""
 
 import os
 import pathlib
 import subprocess
 import sys
+
+import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -24,3 +26,49 @@ def test_the_demo_knows_the_repositorys_files(model, tmp_path):
     expected |= {"module.cpp": "cpp", "demo.py": "python", "model.onnx": "onnx"}
     assert {k: v for k, v in answers.items() if k in expected} == expected
     assert "-> 0." in done.stdout.splitlines()[0]
+
+
+def test_edgec_demo_compiles_once_and_judges_texts(edgec, monkeypatch, tmp_path):
+    pytest.importorskip("tokenizers")
+    monkeypatch.setenv("EDGEC_CACHE_DIR", str(tmp_path / "cache"))
+    texts = (
+        "the pump works again, great",
+        "a dull, lifeless mess that wastes two hours",
+        "a moving and brilliant film",
+    )
+    first = edgec("demo", *texts)
+    assert first.status == 0 and "compiled for this machine" in first.err
+    assert [line.split("  ")[-3].strip() for line in first.out.splitlines()] == ["positive", "negative", "positive"]
+    again = edgec("demo", *texts, "it " * 500, "--json")
+    assert again.status == 0 and not again.err
+    found = again.json
+    assert [t["label"] for t in found["texts"][:3]] == ["positive", "negative", "positive"]
+    assert all(0.5 <= t["confidence"] <= 1 and t["ms"] > 0 for t in found["texts"]) and found["bytes"] <= 3_000_000
+
+
+def test_edgec_demo_says_what_is_missing(edgec, monkeypatch, tmp_path):
+    pytest.importorskip("tokenizers")
+    monkeypatch.setenv("EDGEC_CACHE_DIR", str(tmp_path / "cache"))
+    assert edgec("demo", " ").status == 2
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None if name == "tvm" else find(name, *a))
+    missing = edgec("demo", "fine")
+    assert missing.status == 1 and "EC1002" in missing.err and "pip install 'edgec[build,lm]'" in missing.err
+    monkeypatch.setattr("edgec.cli.demo.MODEL", tmp_path / "none.zip")
+    assert "EC1003" in edgec("demo", "fine").err
+
+
+def test_the_sensors_example_reads_motions(model, tmp_path):
+    pytest.importorskip("torch")
+    model("sensors")
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples/sensors/demo.py", "--work", tmp_path, "--no-summary"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    right = int(done.stdout.split("seed 0: ")[1].split()[0])
+    assert right >= 38 and "weights of 4, 4, 32 bits" in done.stdout

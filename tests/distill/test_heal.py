@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from cli.conftest import mlp
 from distill.conftest import write_mlp
 
 import edgec
@@ -144,6 +145,15 @@ def test_a_build_heals_and_says_so(tmp_path, capsys):
     errors = [np.square(edgec.load(p)(x=fresh)["logits"] - want).mean() for p in (plain, out)]
     assert errors[1] < errors[0]
     assert edgec.load(out).manifest["report"]["healing"]["closed"] == found["closed"]
+
+
+def test_a_pruned_model_heals_too(tmp_path):
+    path = mlp(tmp_path / "m.onnx")
+    x = np.random.default_rng(0).standard_normal((192, 64)).astype(np.float32)
+    np.savez(tmp_path / "d.npz", x=x)
+    report = edgec.build(path, out=tmp_path / "m.edgec", weights="fp32", prune="ffn=50%", distill=tmp_path / "d.npz")
+    assert report.pruning and report.healing["vectors"] and not report.healing["scales"]
+    assert report.healing["closed"] > 0
 
 
 def _fp32(path, tmp_path):

@@ -126,6 +126,11 @@ class Review:
     def _compare(self, job, path: Path) -> dict[str, Any]:
         import edgec
 
+        if self.large and self.given is None and not self.limits:
+            # the head of a model of a billion weights alone takes 2 GB that the build has not needed
+            return {
+                "skipped": f"the source has more than {bytes_text(HELD)}; --eval FILE does it, in 2 GB of memory and more"
+            }
         try:
             session = edgec.load(path)
         except EdgecError as error:

@@ -76,8 +76,10 @@ def test_another_cpus_artifact_is_measured_by_this_machines_kernels(edgec, mlp_o
 
 
 @pytest.mark.parametrize("why", ["onnxruntime is not there", "the source is large"])
-def test_the_source_runs_in_fp32_where_onnxruntime_does_not(edgec, mlp_onnx, monkeypatch, why):
-    want = edgec("build", mlp_onnx, "-o", "a.edgec", "--json").json["check"]
+def test_the_source_runs_in_fp32_where_onnxruntime_does_not(edgec, mlp_onnx, monkeypatch, tmp_path, why):
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32))
+    more = ["--eval", "x.npz"]
+    want = edgec("build", mlp_onnx, "-o", "a.edgec", "--json", *more).json["check"]
     if why == "the source is large":
         monkeypatch.setattr(loss, "HELD", 0)
     else:
@@ -85,7 +87,9 @@ def test_the_source_runs_in_fp32_where_onnxruntime_does_not(edgec, mlp_onnx, mon
         monkeypatch.setattr(
             importlib.util, "find_spec", lambda name, *a: None if name == "onnxruntime" else spec(name, *a)
         )
-    found = edgec("build", mlp_onnx, "-o", "a.edgec", "--json").json["check"]
+    if why == "the source is large":
+        assert "--eval" in edgec("build", mlp_onnx, "-o", "a.edgec", "--json").json["check"]["skipped"]
+    found = edgec("build", mlp_onnx, "-o", "a.edgec", "--json", *more).json["check"]
     assert found["against"] == "edgec's fp32 kernels, a few layers at a time"
     assert found["outputs"]["y"]["cosine"] == pytest.approx(want["outputs"]["y"]["cosine"], abs=1e-3)
 

@@ -277,8 +277,8 @@ class Build:
         caches = {} if self.options.cached_in == "exposed" else {c.past["name"]: c.present for c in states.find(graph)}
         cost, rest, save = None, 0.0, None
         if request.speedup is not None:
-            folder = self.store.folder
-            cost, rest, save = speeds(graph, self.target, self.options.weights, sample_dims(graph), folder)
+            keep = self.store.folder is not None
+            cost, rest, save = speeds(graph, self.target, self.options.weights, sample_dims(graph), keep)
         found = p.prune_model(graph, request, load, caches, cost=cost, rest=rest, tick=self._share)
         if save is not None:
             save()

@@ -206,8 +206,8 @@ def fingerprint() -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-def _file() -> Path:
-    """One for each CPU model and kernel table: another CPU, or other kernels, have other rates."""
+def file(name: str) -> Path:
+    """Where measurements of this machine are kept: $EDGEC_CACHE_DIR, or the platform's folder for caches."""
     folder = os.environ.get("EDGEC_CACHE_DIR")
     if not folder:
         try:
@@ -216,7 +216,12 @@ def _file() -> Path:
             folder = user_cache_dir("edgec")
         except ImportError:
             folder = os.path.expanduser("~/.cache/edgec")
-    return Path(folder) / f"rates-{fingerprint()}.json"
+    return Path(folder) / f"{name}-{fingerprint()}.json"
+
+
+def _file() -> Path:
+    """One for each CPU model and kernel table: another CPU, or other kernels, have other rates."""
+    return file("rates")
 
 
 def _cpu_model() -> str:

@@ -122,10 +122,10 @@ def _whole(size: float) -> int:
 
 
 def speeds(
-    graph: Graph, target: Target, unit: str, sample: Mapping[str, int], folder: Path | None
+    graph: Graph, target: Target, unit: str, sample: Mapping[str, int], keep: bool
 ) -> tuple[Latency, float, Callable[[], None]]:
     """(cost of products, microseconds of all else, what keeps the table) of a run at `sample`, or of a language model's
-    next token behind 128. folder: where the table of this machine lies."""
+    next token behind 128. keep: the table of this machine in a file, for later builds."""
     dims = dict(sample)
     roles = decoder.roles(graph)
     if not isinstance(roles, str):
@@ -134,7 +134,7 @@ def speeds(
         dims |= tokens | {s: 1 for s in (symbol_name(ports[roles.ids].shape[1]),) if s is not None}
     table = None
     if target.name == "host":
-        path = None if folder is None else folder.parent / f"latency-{rates.fingerprint()}.json"
+        path = rates.file("latency") if keep else None
         table = Table(unit, target.cores or kernels.threads(), path)
     latency = Latency(graph, target, unit, dims, table)
     return latency, elsewhere_us(graph, target, dims), table.save if table else lambda: None

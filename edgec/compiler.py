@@ -162,9 +162,6 @@ class Build:
         self.options, self.progress = options, progress or (lambda phase, seconds, share=None: None)
         self.store = store or Store()
         self.target = targets.load(options.target)
-        if options.embedding == 6 and self.target.arch != "x86_64":
-            reason = f"no fast kernel takes tables of 6 bits on {self.target.name}"
-            raise EdgecError("EC1001", reason, "--embedding", "Take 8, or 4")
         self.dump_ir = None if dump_ir is None else Path(dump_ir)
         self.started = time.perf_counter()
         self.report = BuildReport(options=asdict(options) | {"dims": dict(options.dims)})

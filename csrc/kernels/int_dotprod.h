@@ -19,6 +19,16 @@ EDGEC_INLINE void dot_half(const uint8_t* data, const int8x16_t (&x)[kRows][2], 
     EDGEC_STEP(j + 2, EDGEC_LOW(2), EDGEC_LOW(3))          \
     EDGEC_STEP(j + 3, EDGEC_HIGH(2), EDGEC_HIGH(3))        \
   }
+#define EDGEC_SIX(nibbles, q, step) vreinterpretq_s8_u8(neon_six(nibbles, top.val[q], step))
+#define EDGEC_SIXES4(j)                                                                                         \
+  {                                                                                                             \
+    const uint8x16x4_t raw = vld1q_u8_x4(data + 16 * (j));                                                      \
+    const uint8x16x2_t top = vld1q_u8_x2(data + 128 + 8 * (j));                                                 \
+    EDGEC_STEP(j, EDGEC_SIX(vandq_u8(raw.val[0], mask), 0, 0), EDGEC_SIX(vandq_u8(raw.val[1], mask), 1, 0))     \
+    EDGEC_STEP(j + 1, EDGEC_SIX(vshrq_n_u8(raw.val[0], 4), 0, 1), EDGEC_SIX(vshrq_n_u8(raw.val[1], 4), 1, 1))   \
+    EDGEC_STEP(j + 2, EDGEC_SIX(vandq_u8(raw.val[2], mask), 0, 2), EDGEC_SIX(vandq_u8(raw.val[3], mask), 1, 2)) \
+    EDGEC_STEP(j + 3, EDGEC_SIX(vshrq_n_u8(raw.val[2], 4), 0, 3), EDGEC_SIX(vshrq_n_u8(raw.val[3], 4), 1, 3))   \
+  }
 #define EDGEC_STEPS2(j)                                                                    \
   {                                                                                        \
     const int8x16x4_t raw = vld1q_s8_x4(reinterpret_cast<const int8_t*>(data) + 32 * (j)); \
@@ -27,11 +37,16 @@ EDGEC_INLINE void dot_half(const uint8_t* data, const int8x16_t (&x)[kRows][2], 
   }
   if constexpr (kFamily == Family::kS8N16K4) {
     EDGEC_STEPS2(0) EDGEC_STEPS2(2) EDGEC_STEPS2(4) EDGEC_STEPS2(6)
+  } else if constexpr (kFamily == Family::kS6N16K4) {
+    const uint8x16_t mask = vdupq_n_u8(15);
+    EDGEC_SIXES4(0) EDGEC_SIXES4(4)
   } else {
     const uint8x16_t mask = vdupq_n_u8(15);
     EDGEC_STEPS4(0) EDGEC_STEPS4(4)
   }
 #undef EDGEC_STEP
+#undef EDGEC_SIX
+#undef EDGEC_SIXES4
 #undef EDGEC_LOW
 #undef EDGEC_HIGH
 #undef EDGEC_STEPS4
@@ -62,7 +77,7 @@ static void dot_direct(const uint8_t* a, const uint8_t* data, int64_t blocks, in
         x[r][0] = vld1q_s8(reinterpret_cast<const int8_t*>(a) + 32 * r);
         x[r][1] = vld1q_s8(reinterpret_cast<const int8_t*>(a) + 32 * r + 16);
         __builtin_memcpy(&row_scale[r], a + kRows * 32 + 4 * r, 4);
-        correction[r] = kOffset ? neon_correction(a + kRows * 36 + 4 * r) : 0;
+        correction[r] = kOffset ? neon_correction<kFamily>(a + kRows * 36 + 4 * r) : 0;
       }
 #pragma GCC unroll 2
       for (int h = 0; h < 2; ++h) {
@@ -238,10 +253,11 @@ static void dot_row4(const uint8_t* a, const uint8_t* packed, int64_t panel_byte
 template <Family kFamily>
 static void linear_dot_direct(const LinearJob& job, int64_t tile_begin, int64_t tile_end, int64_t panel_begin,
                               int64_t panel_end) {
+  constexpr bool kWide = kFamily != Family::kS8N16K4 && kFamily != Family::kS6N16K4;
   float sums[4 * kPanel];
   for (int64_t panel = panel_begin; panel < panel_end;) {
     const uint8_t* b = static_cast<const uint8_t*>(job.args.packed) + panel * job.panel_bytes;
-    const bool wide = kFamily != Family::kS8N16K4 && job.args.m == 1 && panel_end - panel >= 4;
+    const bool wide = kWide && job.args.m == 1 && panel_end - panel >= 4;
     for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
       const int64_t row = job.row(tile), rows = job.row(tile + 1) - row;
       const uint8_t* a = job.prepared + row * job.blocks * 40;

@@ -19,7 +19,7 @@ static void dot_k1(const LinearJob& job, const uint8_t* a, const uint8_t* data, 
       for (int r = 0; r < kRows; ++r) {
         x[r][0] = vld1q_s8(reinterpret_cast<const int8_t*>(a) + 32 * r);
         x[r][1] = vld1q_s8(reinterpret_cast<const int8_t*>(a) + 32 * r + 16);
-        const int32x4_t start = vdupq_n_s32(neon_correction(a + kRows * 36 + 4 * r));
+        const int32x4_t start = vdupq_n_s32(neon_correction<kFamily>(a + kRows * 36 + 4 * r));
         for (int32x4_t& d : dots[r]) d = start;
       }
       if constexpr (has_zeros(kFamily)) {

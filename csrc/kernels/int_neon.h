@@ -17,6 +17,21 @@ EDGEC_INLINE int32x4_t neon_dot4(const uint8_t* x, const uint8_t* data, int quar
       high = vpadalq_s16(high, vmlal_s8(vmull_s8(vget_high_s8(w0), x0), vget_high_s8(w1), x1));
     }
     return vpaddq_s32(low, high);
+  } else if constexpr (kFamily == Family::kS6N16K4) {
+    const uint8_t* at = data + quarter / 2 * 192 + quarter % 2 * 16;
+    int32x4_t low = vdupq_n_s32(0), high = low;
+    for (int i = 0; i < 4; ++i) {
+      // Two products of u6 and s8 fit int16.
+      const uint8x16_t raw = vld1q_u8(at + 32 * i), top = vld1q_u8(at + 128 + 32 * (i / 2));
+      const int8x16_t w0 = vreinterpretq_s8_u8(neon_six(vandq_u8(raw, vdupq_n_u8(15)), top, i % 2 * 2));
+      const int8x16_t w1 = vreinterpretq_s8_u8(neon_six(vshrq_n_u8(raw, 4), top, i % 2 * 2 + 1));
+      int32_t two[2];
+      __builtin_memcpy(two, x + 8 * i, 8);
+      const int8x8_t x0 = vreinterpret_s8_s32(vdup_n_s32(two[0])), x1 = vreinterpret_s8_s32(vdup_n_s32(two[1]));
+      low = vpadalq_s16(low, vmlal_s8(vmull_s8(vget_low_s8(w0), x0), vget_low_s8(w1), x1));
+      high = vpadalq_s16(high, vmlal_s8(vmull_s8(vget_high_s8(w0), x0), vget_high_s8(w1), x1));
+    }
+    return vpaddq_s32(low, high);
   } else {
     const uint8_t* at = data + quarter / 2 * 128 + quarter % 2 * 16;
     int16x8_t low = vdupq_n_s16(0), high = low;
@@ -56,7 +71,7 @@ static void linear_int_neon(const LinearJob& job, int64_t tile_begin, int64_t ti
               if constexpr (kTable) {
                 dot = vmulq_s32(dot, neon_integer_scales(header, quarter));
               } else if constexpr (kFamily != Family::kS8N16K4) {
-                const int32_t correction = neon_correction(a + rows * 36 + 4 * r);
+                const int32_t correction = neon_correction<kFamily>(a + rows * 36 + 4 * r);
                 if constexpr (kFamily == Family::kU4N16K4) {
                   dot = vmlaq_n_s32(dot, neon_zeros(header, quarter), correction);
                 } else {

@@ -10,16 +10,22 @@ EDGEC_INLINE int32x4_t neon_zeros(const uint8_t* header, int quarter) {
   const int32_t four[4] = {z & 15, z >> 4 & 15, z >> 8 & 15, z >> 12};
   return vld1q_s32(four);
 }
-// The -8 or -1 times sum of a row's block.
+// What takes back the offset of a row's block: its sum times -8, -1 (u4, which has zero points) or -32.
+template <Family kFamily>
 EDGEC_INLINE int32_t neon_correction(const uint8_t* sums) {
   int16_t pair[2];
   __builtin_memcpy(pair, sums, 4);
-  return pair[0] + pair[1];
+  return (pair[0] + pair[1]) * (kFamily == Family::kS6N16K4 ? 32 : 1);
 }
 // Nibbles to the integers that are multiplied: t4's come from its table.
 template <Family kFamily>
 EDGEC_INLINE int8x16_t neon_nibbles(uint8x16_t index) {
   return kFamily == Family::kT4N16K4 ? vqtbl1q_s8(vld1q_s8(kTable), index) : vreinterpretq_s8_u8(index);
+}
+// 6 bits: nibbles, and of the high pairs those of this step (of four), to q + 32.
+EDGEC_INLINE uint8x16_t neon_six(uint8x16_t nibbles, uint8x16_t high, int step) {
+  const int8x16_t by = vdupq_n_s8(static_cast<int8_t>(4 - 2 * step));  // left, or to the right where it is negative
+  return vbslq_u8(vdupq_n_u8(0x30), vshlq_u8(high, by), nibbles);
 }
 // t4: four integer scales of a group, and the powers of two of four columns of a panel.
 EDGEC_INLINE int32x4_t neon_integer_scales(const uint8_t* header, int quarter) {

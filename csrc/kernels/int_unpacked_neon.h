@@ -23,11 +23,13 @@ constexpr int64_t kUnpackDepth = 32;  // blocks: 27 kB
 // For smmla a start is of two rows and two columns, so the nibbles become q times 16 (no subtraction for either).
 #if defined(EDGEC_KERNELS_I8MM)
 constexpr float kNibbleUnit = 0.0625f;
+constexpr uint8_t kSixOffset = 32;
 EDGEC_INLINE uint8x16_t signed_nibbles(uint8x16_t raw) { return veorq_u8(raw, vdupq_n_u8(0x88)); }
 EDGEC_INLINE uint8x16_t low_s4(uint8x16_t raw) { return vshlq_n_u8(raw, 4); }
 EDGEC_INLINE uint8x16_t high_s4(uint8x16_t raw) { return vandq_u8(raw, vdupq_n_u8(0xf0)); }
 #else
 constexpr float kNibbleUnit = 1.0f;
+constexpr uint8_t kSixOffset = 0;  // as s4: it is in the start
 EDGEC_INLINE uint8x16_t signed_nibbles(uint8x16_t raw) { return raw; }
 EDGEC_INLINE uint8x16_t low_s4(uint8x16_t raw) { return vandq_u8(raw, vdupq_n_u8(15)); }
 EDGEC_INLINE uint8x16_t high_s4(uint8x16_t raw) { return vshrq_n_u8(raw, 4); }
@@ -99,12 +101,14 @@ EDGEC_INLINE void group_scales(const uint8_t* header, const float32x4_t (&units)
 template <Family kFamily>
 EDGEC_INLINE void unpack_half(const uint8_t* header, const uint8_t*& data, int half, const float32x4_t (&scale)[4],
                               UnpackedQuarter*& to0, UnpackedQuarter*& to1) {
-  constexpr bool kBytes = kFamily == Family::kS8N16K4;
+  constexpr bool kBytes = kFamily == Family::kS8N16K4, kSix = kFamily == Family::kS6N16K4;
   uint8x16x4_t raw[kBytes ? 4 : 2];
   for (uint8x16x4_t& four : raw) {
     four = vld1q_u8_x4(data), data += 64;
     __asm__("" : "+r"(data));  // or each load's address is an addition of its own
   }
+  uint8x16x2_t top[2];
+  for (int i = 0; i < 2 && kSix; ++i) top[i] = vld1q_u8_x2(data), data += 32;
   for (int q = 0; q < 2; ++q) {
     // One quarter after the other: both at once would need moves to the registers that store_quarter wants.
     for (uint8x16x4_t& four : raw) {
@@ -123,7 +127,10 @@ EDGEC_INLINE void unpack_half(const uint8_t* header, const uint8_t*& data, int h
           low = low_s4(signed_nibbles(both)), high = high_s4(signed_nibbles(both));
         } else {
           low = vandq_u8(both, vdupq_n_u8(15)), high = vshrq_n_u8(both, 4);
-          if constexpr (kFamily == Family::kT4N16K4) {
+          if constexpr (kSix) {
+            low = vsubq_u8(neon_six(low, top[i / 2].val[q], i % 2 * 2), vdupq_n_u8(kSixOffset));
+            high = vsubq_u8(neon_six(high, top[i / 2].val[q], i % 2 * 2 + 1), vdupq_n_u8(kSixOffset));
+          } else if constexpr (kFamily == Family::kT4N16K4) {
             low = vreinterpretq_u8_s8(neon_nibbles<kFamily>(low)),
             high = vreinterpretq_u8_s8(neon_nibbles<kFamily>(high));
           } else {

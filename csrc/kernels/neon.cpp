@@ -18,6 +18,7 @@ extern const IsaOps kOps_neon = neon::kOps;
 EDGEC_DEFINE_LINEAR(linear_f32_s8b32_s4n16k4_4x16_neon, neon::linear_int_neon<Family::kS4N16K4>)
 EDGEC_DEFINE_LINEAR(linear_f32_s8b32_u4n16k4_4x16_neon, neon::linear_int_neon<Family::kU4N16K4>)
 EDGEC_DEFINE_LINEAR(linear_f32_s8b32_t4n16k4_4x16_neon, neon::linear_int_neon<Family::kT4N16K4>)
+EDGEC_DEFINE_LINEAR(linear_f32_s8b32_s6n16k4_4x16_neon, neon::linear_int_neon<Family::kS6N16K4>)
 EDGEC_DEFINE_LINEAR(linear_f32_s8b32_s8n16k4_4x16_neon, neon::linear_int_neon<Family::kS8N16K4>)
 EDGEC_DEFINE_LINEAR(linear_f32_f32_f32n16_6x16_neon, neon::linear_f32)
 }  // namespace edgec::kernels

@@ -28,6 +28,8 @@ EDGEC_DEFINE_LINEAR(linear_f32_s8b32_u4n16k4_2x16_dotprod, dotprod::linear_dot_d
 EDGEC_DEFINE_LINEAR(linear_f32_s8b32x4_u4n16k4_12x16_dotprod, dotprod::linear_quads<Family::kU4N16K4>)
 EDGEC_DEFINE_LINEAR(linear_f32_s8b32_t4n16k4_2x16_dotprod, dotprod::linear_dot_direct<Family::kT4N16K4>)
 EDGEC_DEFINE_LINEAR(linear_f32_s8b32x4_t4n16k4_12x16_dotprod, dotprod::linear_quads<Family::kT4N16K4>)
+EDGEC_DEFINE_LINEAR(linear_f32_s8b32_s6n16k4_2x16_dotprod, dotprod::linear_dot_direct<Family::kS6N16K4>)
+EDGEC_DEFINE_LINEAR(linear_f32_s8b32x4_s6n16k4_12x16_dotprod, dotprod::linear_quads<Family::kS6N16K4>)
 EDGEC_DEFINE_LINEAR(linear_f32_s8b32_s8n16k4_2x16_dotprod, dotprod::linear_dot_direct<Family::kS8N16K4>)
 EDGEC_DEFINE_LINEAR(linear_f32_s8b32x4_s8n16k4_12x16_dotprod, dotprod::linear_quads<Family::kS8N16K4>)
 EDGEC_DEFINE_LINEAR(linear_f32_s8b32_s4n32k1_2x32_dotprod, dotprod::linear_dot_k1<Family::kS4N32K1>)

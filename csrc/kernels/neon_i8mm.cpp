@@ -23,6 +23,7 @@ namespace i8mm {
 EDGEC_DEFINE_LINEAR(linear_f32_s8p2b32x4_s4n16k4_12x16_i8mm, i8mm::linear_quads<Family::kS4N16K4>)
 EDGEC_DEFINE_LINEAR(linear_f32_s8p2b32x4_u4n16k4_12x16_i8mm, i8mm::linear_quads<Family::kU4N16K4>)
 EDGEC_DEFINE_LINEAR(linear_f32_s8p2b32x4_t4n16k4_12x16_i8mm, i8mm::linear_quads<Family::kT4N16K4>)
+EDGEC_DEFINE_LINEAR(linear_f32_s8p2b32x4_s6n16k4_12x16_i8mm, i8mm::linear_quads<Family::kS6N16K4>)
 EDGEC_DEFINE_LINEAR(linear_f32_s8p2b32x4_s8n16k4_12x16_i8mm, i8mm::linear_quads<Family::kS8N16K4>)
 }  // namespace edgec::kernels
 #endif

@@ -83,9 +83,9 @@ static void prepare_blocks(const LinearJob& job, int64_t tile_begin, int64_t til
   const int64_t value_bytes = kWide ? 64 : 32, row_bytes = kWide ? 68 : 40;
   const Format& format = *job.args.format;
   const int32_t factor = sum_factor(format, kTotal);
-  // X4: what a row's integer sums start from (int_unpacked_neon.h); only s4 has its offset in there.
+  // X4: what a row's integer sums start from (int_unpacked_neon.h); only s4 and s6 have their offset in there.
   const bool starts = job.lhs == Lhs::S8B32X4;
-  const int32_t start_factor = format.bits == 4 && format.symmetric && !format.table ? -8 : 0;
+  const int32_t start_factor = format.bits == 6 ? -32 : format.bits == 4 && format.symmetric && !format.table ? -8 : 0;
   for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
     const int64_t first = job.row(tile), mr = job.stored_rows(tile);
     NormedRows rows(job, first, mr);

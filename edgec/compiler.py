@@ -47,6 +47,7 @@ class Options:
     bits: float | None = None
     prune: str | None = None
     speedup: str | None = None
+    matrix_unit: str = "auto"
 
     @property
     def cached_in(self) -> str:
@@ -161,7 +162,7 @@ class Build:
 
         self.options, self.progress = options, progress or (lambda phase, seconds, share=None: None)
         self.store = store or Store()
-        self.target = targets.load(options.target)
+        self.target = targets.with_unit(targets.load(options.target), options.matrix_unit)
         self.dump_ir = None if dump_ir is None else Path(dump_ir)
         self.started = time.perf_counter()
         self.report = BuildReport(options=asdict(options) | {"dims": dict(options.dims)})
@@ -406,7 +407,13 @@ class Build:
         kept = {name for pair in self.graph.states for name in pair}
         manifest = {
             "edgec": edgec.__version__,
-            "target": {"name": t.name, "triple": t.triple, "cpu": t.cpu, "features": list(t.requires)},
+            "target": {
+                "name": t.name,
+                "triple": t.triple,
+                "cpu": t.cpu,
+                "features": list(t.requires),
+                "matrix_unit": t.matrix_unit,
+            },
             "source": self.source,
             "inputs": [
                 _describe(n["name"], n, self.ranges.get(n["name"])) for n in self.graph.inputs if n["name"] not in kept
@@ -539,6 +546,7 @@ def build(
     model: Any,
     *,
     target: str = "host",
+    matrix_unit: str = "auto",
     weights: str = "int4",
     group: int = 32,
     activations: str = "int8",
@@ -562,8 +570,9 @@ def build(
 ) -> BuildReport:
     """Compiles an ONNX model into an artifact.
 
-    model: path of an .onnx file or of a folder with one (see frontend.folder), a ModelProto or an IR graph. dims:
-    symbol -> size, (low, high), or another symbol's name. constants: values of inputs that are fixed at build.
+    model: path of an .onnx file or of a folder with one (see frontend.folder), a ModelProto or an IR graph. matrix_unit:
+    as targets.with_unit says. dims: symbol -> size, (low, high), or another symbol's name. constants: values of inputs that
+    are fixed at build.
     kv_cache: of a decoder, "fp32", "int8" (kept by the session; "auto": int8 beside quantized weights) or "exposed"
     (inputs and outputs). max_context: tokens that a kept cache may hold. out: default the model's name with .edgec.
     stop_after: one of PHASES; nothing is written unless it is the last. tokenizer: folder whose tokenizer, chat
@@ -593,7 +602,18 @@ def build(
         )
     factor = None if speedup is None else str(speedup)
     options = Options(
-        target, weights, group, activations, dict(dims or {}), kv_cache, max_context, embedding, bits, prune, factor
+        target,
+        weights,
+        group,
+        activations,
+        dict(dims or {}),
+        kv_cache,
+        max_context,
+        embedding,
+        bits,
+        prune,
+        factor,
+        matrix_unit,
     )
     is_path = isinstance(model, (str, os.PathLike))
     if out is None:

@@ -51,6 +51,12 @@ class Target:
         return self.packed if self.matrix_unit != "none" else ()
 
     @property
+    def kernel_features(self) -> frozenset[str]:
+        """What hand-written kernels may ask for, by the names in `edgec kernels`. That AMX works is seen at load only."""
+        amx = ("amx", "amx2") if "i8mm" in self.requires else ("amx",)
+        return frozenset((*self.requires, *(amx if self.matrix_unit == "amx" else ())))
+
+    @property
     def arch(self) -> str:
         name = self.triple.split("-")[0]
         return {"arm64": "aarch64"}.get(name, name)
@@ -77,6 +83,24 @@ def load(name: str) -> Target:
         return host()
     values = _read(name, ())
     return Target(name=name, **values)
+
+
+UNITS = ("auto", "amx", "sme", "none")
+
+
+def with_unit(target: Target, unit: str) -> Target:
+    """The target, with products on that matrix unit: auto (its own), amx, sme or none. Raises EdgecError
+    EC1001 where it has no such unit."""
+    if unit not in UNITS:
+        raise EdgecError("EC1001", f"{unit!r} is none of {', '.join(UNITS)}", "--matrix-unit")
+    wanted = {"sme": "sme2"}.get(unit, unit)
+    if wanted in ("auto", target.matrix_unit):
+        return target
+    if wanted != "none":
+        has = {"sme2": "sme"}.get(target.matrix_unit, target.matrix_unit)
+        reason = f"{target.name} has no {unit}: its matrix unit is {has}"
+        raise EdgecError("EC1001", reason, "--matrix-unit", "Leave it out")
+    return replace(target, matrix_unit=wanted)
 
 
 def _read(name: str, above: tuple[str, ...]) -> dict:

@@ -31,6 +31,7 @@ def build(
     /,
     *,
     target: str = "host",
+    matrix_unit: Literal["auto", "amx", "sme", "none"] = "auto",
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
     weights: Literal["int4", "int8", "fp32"] = "int4",
     group: int = 32,
@@ -62,6 +63,9 @@ def build(
         The ONNX model, or a folder that has model.onnx (or one other model), itself or in its folder onnx/.
     target
         What to compile for; `edgec targets` lists them.
+    matrix_unit
+        What products of many rows run on, of what the target has: auto (its matrix unit), none (its vector unit), amx or
+        sme by name. docs/amx.md says what AMX is, and when to leave it out.
     output
         The artifact to write; by default the model's name with .edgec, in this folder.
     weights
@@ -139,6 +143,7 @@ def build(
         report = compiler.build(
             model,
             target=target,
+            matrix_unit=matrix_unit,
             weights=weights,
             group=group,
             activations=activations,

@@ -119,6 +119,7 @@ def _show(found: dict[str, Any]) -> None:
             ("made by", f"edgec {found['edgec']}" if "edgec" in found else None),
             ("target", f"{target.get('name')} ({target.get('triple')}, {target.get('cpu')})" if target else None),
             ("needs", ", ".join(target.get("features", [])) or None),
+            ("matrix unit", unit if (unit := target.get("matrix_unit")) not in (None, "none") else None),
             ("options", ", ".join(f"{k}={v}" for k, v in options.items() if v not in ({}, None)) or None),
             ("dims", ", ".join(f"{k} {_bounds(v)}" for k, v in (found.get("symbols") or {}).items()) or None),
             ("memory", memory and "{} peak, {} without reuse".format(*map(bytes_text, memory))),

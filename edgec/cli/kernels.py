@@ -21,7 +21,7 @@ def kernels(*, target: str | None = None, common: Common = COMMON) -> int:
 
         wanted = targets.load(target)
         if wanted.name != "host":
-            have = set(wanted.requires)
+            have = wanted.kernel_features
             for k in found:
                 k["available"] = have.issuperset(k["features"])
     formats = _core.kernels.formats()

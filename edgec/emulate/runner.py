@@ -26,11 +26,13 @@ _CPUS = {
     "x86_64": dict.fromkeys(("avx2", "int_product_avx2", "rnn_avx2"), "x86_64_v3")
     | {"avx512vnni": "x86_64_v4+avx512vnni"},
 }
+# AMX is trapped and computed by a software model (csrc/emulate/amx_trap.cpp)
+_DEFINES = {"aarch64": ("-DEDGEC_AMX",), "x86_64": ()}
 _FLAGS = ("-std=c++20", "-O2", "-DNDEBUG", "-fvisibility=hidden", "-fwrapv", "-Wno-psabi", "-w", "-DEDGEC_SME2")
 # of qemu's CPUs, the one that has what a target has and little more; else "max" with features taken away
 _QEMU_CPUS = {"cortex-a72": "cortex-a72", "cortex-a76": "cortex-a76", "cortex-a55": "cortex-a55",
               "neoverse-n1": "neoverse-n1"}  # fmt: skip
-_OPTIONAL = ("dotprod", "i8mm", "sme2", "avx2", "avx512vnni")  # kernels choose by these at load
+_OPTIONAL = ("dotprod", "i8mm", "sme2", "amx", "amx2", "avx2", "avx512vnni")  # kernels choose by these at load
 
 
 def sources() -> Path:
@@ -64,7 +66,7 @@ def command(target: Target, vector_bits: int = 512) -> tuple[list[str], dict[str
     cpu = _QEMU_CPUS.get(target.cpu, "max")
     if cpu == "max" and "sme2" in target.requires:
         cpu += f",sme-default-vector-length={vector_bits // 8}"
-    missing = ",".join(f for f in _OPTIONAL if f not in target.requires)
+    missing = ",".join(f for f in _OPTIONAL if f not in target.kernel_features)
     return [str(find_qemu(target.arch)), "-cpu", cpu], {"EDGEC_DISABLE": missing, "PATH": os.environ.get("PATH", "")}
 
 
@@ -100,13 +102,13 @@ def program(arch: str, progress=lambda text: None) -> Path:
         def compiled(path: Path) -> str:
             obj = str(Path(folder) / f"{path.parent.name}-{path.stem}.o")
             cpu = f"-mcpu={_CPUS[arch].get(path.stem, _BASE[arch])}"
-            _run([*zig, cpu, *_FLAGS, f"-I{root}", "-c", str(path), "-o", obj])
+            _run([*zig, cpu, *_FLAGS, *_DEFINES[arch], f"-I{root}", "-c", str(path), "-o", obj])
             return obj
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(compiled, files))
         linked = Path(folder) / "run"
-        _run([*zig, f"-mcpu={_BASE[arch]}", "-O2", "-static", *objects, "-o", str(linked)])
+        _run([*zig, f"-mcpu={_BASE[arch]}", "-O2", "-static", "-Wl,-z,stack-size=1048576", *objects, "-o", str(linked)])
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = out.with_suffix(f".{os.getpid()}")
         shutil.copy2(linked, temporary)

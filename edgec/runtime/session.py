@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -36,6 +37,23 @@ class StepTime(NamedTuple):
     microseconds: float
 
 
+_noticed = False
+
+
+def _notice_amx(manifest: Mapping[str, Any]) -> None:
+    """One line, once in a process, where weights are packed for AMX and it is not there or computes something else."""
+    global _noticed
+    target, options = manifest["target"], manifest.get("options")
+    if _noticed or target.get("matrix_unit") != "amx" or not isinstance(options, dict):
+        return
+    if options.get("weights") == "int4" and not any(
+        k["available"] for k in _core.kernels.list() if "amx" in k["features"]
+    ):
+        _noticed = True
+        print("edgec: AMX does not work here; products run on NEON (--matrix-unit none packs weights for that)",
+              file=sys.stderr)  # fmt: skip
+
+
 class Session:
     """An artifact that is loaded and ready to run. Calls from several threads take turns.
 
@@ -59,6 +77,7 @@ class Session:
         opened = isinstance(path, ArtifactFile)
         self.artifact = path if opened else ArtifactFile(path, check_content=check, wait=False, threads=threads or 0)
         members = self.artifact.members
+        _notice_amx(self.manifest)
         self._core = _core.Session(members["plan.bin"], members.get("code.so"), members["weights.bin"], threads or 0)
         self._call = self._core.call
         context = max_context or self.manifest.get("lm", {}).get("context")

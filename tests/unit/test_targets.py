@@ -104,6 +104,34 @@ def test_arm_host(monkeypatch, flags, cpu, requires):
     assert host.cpu == cpu and host.requires == requires and host.link == "elf"
 
 
+@pytest.mark.parametrize(
+    ("name", "unit", "layouts"),
+    [
+        ("apple-m1", "auto", ("n32k1",)),
+        ("apple-m3", "amx", ("n32k1",)),
+        ("apple-m2", "none", ()),
+        ("apple-m4", "sme", ("n32k4",)),
+        ("apple-m4", "none", ()),
+        ("apple-a17", "auto", ()),
+        ("raspberry-pi-5", "none", ()),
+    ],
+)
+def test_matrix_unit(name, unit, layouts):
+    target = targets.with_unit(targets.load(name), unit)
+    assert target.layouts == layouts
+    assert ("amx" in target.kernel_features) == (layouts == ("n32k1",))
+    assert ("amx2" in target.kernel_features) == (name == "apple-m3")
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [("apple-m2", "sme"), ("apple-m4", "amx"), ("x86-64-v3", "amx"), ("apple-a17", "amx"), ("apple-m1", "gpu")],
+)
+def test_a_matrix_unit_that_is_not_there(name, unit):
+    with pytest.raises(EdgecError, match="EC1001 --matrix-unit"):
+        targets.with_unit(targets.load(name), unit)
+
+
 @pytest.mark.parametrize(("extra", "name"), [((), "apple-m1"), (("i8mm", "bf16"), "apple-m2")])
 def test_apple_host(monkeypatch, extra, name):
     from edgec import _core

@@ -164,14 +164,16 @@ def make_student(work: pathlib.Path, pruned: pathlib.Path, movie: list[str], oth
     return folder
 
 
-def make_packed(work: pathlib.Path, student: pathlib.Path, texts: list[str]) -> pathlib.Path:
-    """The student in 4 bits, with the pieces that occur twice, and the archive of both files that edgec ships."""
+def make_packed(work: pathlib.Path, student: pathlib.Path, movie: list[str], others: list[str]) -> pathlib.Path:
+    """The student in 4 bits, with the pieces of the snippets and those that occur often elsewhere, and the archive of both
+    files that edgec ships."""
     folder = work / "packed"
     folder.mkdir(parents=True, exist_ok=True)
-    count = Counter(i for e in tokenizer_of(student).encode_batch(texts) for i in e.ids)
+    tokenizer = tokenizer_of(student)
+    kept, count = (Counter(i for e in tokenizer.encode_batch(t) for i in e.ids) for t in (movie, others))
     described = json.loads((student / "tokenizer.json").read_text())
     single = {i for piece, i in described["model"]["vocab"].items() if re.fullmatch(r"(##)?[\x21-\x7e]", piece)}
-    pieces, rows = keep_pieces(described, {i for i, n in count.items() if n > 1} | single)
+    pieces, rows = keep_pieces(described, set(kept) | {i for i, n in count.items() if n > 3} | single)
     (folder / "tokenizer.json").write_text(json.dumps(pieces, ensure_ascii=False, separators=(",", ":")))
     write_packed(student / "model.onnx", folder / "model.onnx", rows, LENGTH)
     print(f"packed: {len(rows)} word pieces", flush=True)
@@ -232,7 +234,7 @@ def main() -> int:
     teacher = make_teacher(args.work, train, args.epochs, args.seed)
     pruned = make_pruned(args.work, teacher, movie + others)
     student = make_student(args.work, pruned, movie, others[::4], args)
-    packed = make_packed(args.work, student, movie + others)
+    packed = make_packed(args.work, student, movie, others)
     built = edgec.build(packed, embedding=4, out=artifact)
     result: dict[str, float] = {"seed": args.seed, "test_texts": len(test)}
     for name, folder in (("teacher", teacher), ("student", student), ("packed", packed)):

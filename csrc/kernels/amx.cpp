@@ -117,7 +117,11 @@ static uint32_t ask(bool m2) {
   asking = pthread_self();
   if (sigaction(SIGILL, &mine, &before) != 0) return 0;
   volatile uint32_t found = 0;
-  if (sigsetjmp(refused, 1) == 0) found = answers(m2);
+  if (sigsetjmp(refused, 1) == 0) {
+    found = answers(m2);
+  } else if (sigsetjmp(refused, 1) == 0) {
+    clr();  // refused after `set`: other code of this thread expects the unit off
+  }
   sigaction(SIGILL, &before, nullptr);
   return found;
 }

@@ -39,7 +39,7 @@ dev: env
 	  -DCMAKE_BUILD_TYPE=Release -DEDGEC_AMX_MODEL=ON -DPython_EXECUTABLE=$$($(PYTHON) -c 'import sys; print(sys.executable)') \
 	  -Dpybind11_DIR=$$($(PYTHON) -m pybind11 --cmakedir) $(CMAKE_ARGS) > $(BUILD).log 2>&1 || { cat $(BUILD).log; exit 1; }
 	cmake --build $(BUILD) -j $(JOBS)
-	cp $(BUILD)/_core*.so edgec/
+	for f in $(BUILD)/_core*.so; do cp $$f edgec/.new.so && mv edgec/.new.so edgec/$$(basename $$f); done
 
 # Wheels for arm64 Linux, x86-64 Linux and macOS, compiled here, in dist/ (minutes the first time)
 wheels: env

@@ -42,6 +42,7 @@ BUILDS = {
         "4 bits, table of 8, no data": {"bits": 4.25},
         "4 bits": {"bits": 4.25, "embedding": 4, "calib": True},
         "4.65 bits, table of 4": {"bits": 4.65, "embedding": 4, "calib": True},
+        "4 bits, table of 6": {"bits": 4.25, "embedding": 6, "calib": True},
         "4 bits, table of 8": {"bits": 4.25, "calib": True},
     },
 }

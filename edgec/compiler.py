@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,110 +23,12 @@ from edgec.ir.node import Graph, Node
 from edgec.ir.text import print_graph
 from edgec.ir.types import FLOATS
 from edgec.ir.verify import verify
+from edgec.options import BuildReport, Options
 from edgec.testing.inputs import input_ranges
 
 PHASES = ("import", "rewrite", "quantize", "lower", "write")
-WEIGHTS = ("int4", "int8", "fp32")
 PROMPT = 128  # tokens before the one that is estimated, and of the prompt that is
-KV_CACHES = ("auto", "fp32", "int8", "exposed")
 Progress = Callable[..., None]  # (phase, seconds since the build began, share of the phase done or None)
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a build was asked for; part of the artifact's manifest."""
-
-    target: str = "host"
-    weights: str = "int4"
-    group: int = 32
-    activations: str = "int8"
-    dims: Mapping[str, Any] = field(default_factory=dict)
-    kv_cache: str = "auto"
-    max_context: int | None = None
-    embedding: int = 8
-    bits: float | None = None
-    prune: str | None = None
-    speedup: str | None = None
-    matrix_unit: str = "auto"
-
-    @property
-    def cached_in(self) -> str:
-        """kv_cache, decided: 8 bits cost far less than quantized weights do."""
-        return self.kv_cache if self.kv_cache != "auto" else "fp32" if self.weights == "fp32" else "int8"
-
-    def check(self) -> None:
-        if self.weights not in WEIGHTS:
-            raise EdgecError("EC1001", f"{self.weights!r} is none of {', '.join(WEIGHTS)}", "--weights")
-        if self.activations not in ("int8", "fp32"):
-            raise EdgecError("EC1001", f"{self.activations!r} is neither int8 nor fp32", "--activations")
-        if self.activations == "fp32" and self.weights != "fp32":
-            reason = f"no kernel multiplies {self.weights} weights by fp32 activations"
-            raise EdgecError("EC1001", reason, "--activations", "Use --weights fp32, or leave it out")
-        if self.group not in (32, 64, 128):
-            raise EdgecError("EC1001", f"{self.group} is none of 32, 64, 128", "--group")
-        if self.kv_cache not in KV_CACHES:
-            raise EdgecError("EC1001", f"{self.kv_cache!r} is none of {', '.join(KV_CACHES)}", "--kv-cache")
-        if self.max_context is not None and self.max_context < 1:
-            raise EdgecError("EC1001", f"{self.max_context} is no number of tokens", "--max-context")
-        if self.embedding not in (4, 6, 8):
-            raise EdgecError("EC1001", f"{self.embedding} is not 4, 6 or 8", "--embedding")
-        if self.bits is not None and not 4.25 <= self.bits <= 8.5:
-            raise EdgecError(
-                "EC1001", f"{self.bits} is not within 4.25 and 8.5", "--bits", "Leave it out for 4.5 or 4.625"
-            )
-        if self.prune is not None or self.speedup is not None:
-            from edgec.calibrate.prune import parse
-
-            parse(self.prune, self.speedup)
-        if self.bits and (self.weights != "int4" or self.group != 32):
-            raise EdgecError("EC1001", "it mixes kinds of int4 and int8 weights, with groups of 32", "--bits")
-
-
-@dataclass
-class BuildReport:
-    """What a build did. Sizes in bytes, times in seconds, shares of 1.
-
-    weights: per weight that quantization looked at: name, role, shape, bits, group, bytes, snr_db, reason.
-    weight_bits: bits that the artifact stores for each float number of the source.
-    tuned_share: of all multiply-accumulates, the share that hand-written kernels and convolution templates run
-    (symbols at `sample`).
-    arena_bytes and values_bytes: peak of the arena, and the sum of all values, at `sample`.
-    calibration: name, samples and sha256 of the data that weights were fitted to.
-    pruning: what was removed, as calibrate.prune.Pruned.as_dict says; of masks their zeros.
-    notes: what a user should know of a language model: its cache, and why it is none that the session keeps.
-    healing: what healing changed, as edgec.distill.heal.Report says.
-    cached_bytes: of the encoded weights, those that an earlier build had made. peak_rss_bytes: of this process so far.
-    estimates: latency and energy on the target, as edgec.estimate.Estimate.to_dict says: of a run at `sample`; of a
-    language model, of one token behind 128 and of a prompt of 128. Empty where the target lacks figures. work: what
-    they are made of, (case, dims, tokens, rows of edgec.estimate.packed). loss: what the review found, see docs/report.md.
-    """
-
-    path: str | None = None
-    source_bytes: int = 0
-    artifact_bytes: int = 0
-    weight_bits: float = 0.0
-    weights: list[dict] = field(default_factory=list)
-    tuned_share: float = 1.0
-    untuned: list[str] = field(default_factory=list)
-    macs: int = 0
-    arena_bytes: int = 0
-    values_bytes: int = 0
-    sample: dict[str, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    calibration: dict | None = None
-    healing: dict | None = None
-    pruning: dict | None = None
-    cached_bytes: int = 0
-    peak_rss_bytes: int = 0
-    phases: dict[str, float] = field(default_factory=dict)
-    options: dict = field(default_factory=dict)
-    estimates: list[dict] = field(default_factory=list)
-    work: list[dict] = field(default_factory=list)
-    loss: dict = field(default_factory=dict)
-    stopped_after: str | None = None
-
-    def to_dict(self) -> dict:
-        return asdict(self)
 
 
 def source_size(path: str | os.PathLike) -> int:

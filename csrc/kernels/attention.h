@@ -130,21 +130,17 @@ static void softmax_row(const AttentionArgs& a, const float* mask, int64_t count
 
 #include "kernels/attention_few.h"
 
-// A block's keys as f32 panels, and columns [from, v_dim) of its values as panels of 16 columns.
+// A block's keys as f32 panels, and columns [from, v_dim) of its values as panels of 16 columns, those of 8 bits
+// without their scales.
 static const float* block_keys(const AttentionArgs& a, const KvHead& h, int64_t kv, int64_t count, float* to) {
   if (h.panels && h.k) return h.k + kv * a.dim;
   for (int64_t n = 0; n < count; n += kPanel) {
-    float* panel = to + n * a.dim;
-    if (h.k8) {
-      widen_key_panel(h.k8 + (kv + n) * quads(a.dim) * 4, h.k_scale + kv + n, a.dim, panel);
-    } else {
-      pack_panel(h.k + (kv + n) * h.k_stride, 1, h.k_stride, a.dim, count - n < kPanel ? count - n : kPanel, panel);
-    }
+    const int64_t valid = count - n < kPanel ? count - n : kPanel;
+    pack_panel(h.k + (kv + n) * h.k_stride, 1, h.k_stride, a.dim, valid, to + n * a.dim);
   }
   return to;
 }
-static void pack_values(const AttentionArgs& a, const KvHead& h, int64_t kv, int64_t count, int64_t from, bool scaled,
-                        float* to) {
+static void pack_values(const AttentionArgs& a, const KvHead& h, int64_t kv, int64_t count, int64_t from, float* to) {
   for (int64_t d = from; d < a.v_dim; d += kPanel) {
     const int64_t valid = a.v_dim - d < kPanel ? a.v_dim - d : kPanel;
     float* panel = to + d * kKvBlock;
@@ -154,18 +150,17 @@ static void pack_values(const AttentionArgs& a, const KvHead& h, int64_t kv, int
     }
     for (int64_t t = 0; t < count; ++t, panel += kPanel) {
       const int8_t* v = h.v8 + (kv + t) * h.v_stride + d;
-      const float scale = scaled ? h.v_scale[kv + t] : 1.0f;
       if (valid == kPanel) {
-        store(panel, floats_of(v) * scale);
-        store(panel + 8, floats_of(v + 8) * scale);
+        store(panel, floats_of(v));
+        store(panel + 8, floats_of(v + 8));
       } else {
-        for (int64_t i = 0; i < kPanel; ++i) panel[i] = i < valid ? static_cast<float>(v[i]) * scale : 0.0f;
+        for (int64_t i = 0; i < kPanel; ++i) panel[i] = i < valid ? static_cast<float>(v[i]) : 0.0f;
       }
     }
   }
 }
 
-// The rows' queries, scaled; in 16 bits as well where the keys are of 8 bits and the rows few.
+// The rows' queries, scaled; in 16 bits as well where the keys are of 8 bits.
 static void prepare_rows(const AttentionArgs& a, const KvHead& h, int64_t batch, int64_t kv_head, int64_t first,
                          int64_t rows, const AttentionScratch& s) {
   const int64_t shared = a.heads / a.kv_heads, v_pad = padded(a.v_dim), quad_count = quads(a.dim);
@@ -178,7 +173,7 @@ static void prepare_rows(const AttentionArgs& a, const KvHead& h, int64_t batch,
     s.peak[r] = -__builtin_inff();
     s.total[r] = 0.0f;
     for (int64_t d = 0; d < v_pad; d += 8) store(s.out + r * v_pad + d, splat(0.0f));
-    if (!h.k8 || rows > kFewRows) continue;
+    if (!h.k8) continue;
     // As many levels as the sum of dim products of 8 bits leaves room for in 32.
     const int64_t room = INT32_MAX / (127 * 4 * (quad_count > 0 ? quad_count : 1));
     s.q_scale[r] = quantize_row_i16(q, a.dim, room < INT16_MAX ? static_cast<float>(room) : 32767.0f, quad_count * 4,
@@ -191,7 +186,8 @@ static void attention_block(const AttentionArgs& a, const KvHead& h, int64_t bat
                             int64_t rows, int64_t begin, int64_t end, const AttentionScratch& s) {
   const int64_t shared = a.heads / a.kv_heads, v_pad = padded(a.v_dim), depth = quads(a.dim);
   prepare_rows(a, h, batch, kv_head, first, rows, s);
-  const bool in_i8 = h.k8 && rows <= kFewRows;
+  // However many the rows: a sequence gets the same numbers alone and beside others.
+  const bool in_i8 = h.k8 != nullptr;
   // V in place when few rows use it; packed otherwise, since its rows' stride may map them all to a few cache sets.
   const bool few = rows <= kFewRows, in_place = h.panels ? h.v != nullptr || few : few;
   const int64_t whole = a.v_dim / kPanel * kPanel;
@@ -209,7 +205,7 @@ static void attention_block(const AttentionArgs& a, const KvHead& h, int64_t bat
   for (int64_t kv = first_seen; kv < last_seen; kv += kKvBlock) {
     const int64_t count = last_seen - kv < kKvBlock ? last_seen - kv : kKvBlock;
     const float* keys = in_i8 ? nullptr : block_keys(a, h, kv, count, s.keys);
-    pack_values(a, h, kv, count, in_place ? whole : 0, !in_i8, s.values);
+    pack_values(a, h, kv, count, in_place ? whole : 0, s.values);
     for (int64_t r = 0; r < rows; r += kF32Rows) {
       const int64_t mr = rows - r < kF32Rows ? rows - r : kF32Rows;
       int64_t low[kF32Rows], high[kF32Rows], seen = 0, hidden = count;

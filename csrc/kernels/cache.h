@@ -22,18 +22,6 @@ static float quantize_row_i16(const float* x, int64_t n, float levels, int64_t w
   return quantize_row(x, n, levels, width, q);
 }
 
-// f32 panel [dim][16] of 8-bit keys: a token's four bytes are one lane, shifted into place.
-static void widen_key_panel(const int8_t* keys, const float* scale, int64_t dim, float* to) {
-  const f32x8 s0 = load(scale), s1 = load(scale + 8);
-  for (int64_t d = 0; d < dim; d += 4, keys += 64) {
-    const i32x8 low = *reinterpret_cast<const i32x8u*>(keys), high = *reinterpret_cast<const i32x8u*>(keys + 32);
-    for (int64_t j = 0; j < 4 && d + j < dim; ++j, to += kPanel) {
-      store(to, to_float((low << static_cast<int>(24 - 8 * j)) >> 24) * s0);
-      store(to + 8, to_float((high << static_cast<int>(24 - 8 * j)) >> 24) * s1);
-    }
-  }
-}
-
 static void cache_write_head(const CacheWrite& w) {
   for (int64_t i = 0; i < w.count; ++i) {
     const float* x = w.from + i * w.stride;

@@ -133,6 +133,30 @@ def test_sequences_of_any_lengths(data):
             assert (np.abs(session.state(name, i) - want[0]) <= (1.01 * step if kv == "i8" else 0)).all()
 
 
+@settings(deadline=None, max_examples=30)
+@given(data=st.data())
+def test_how_many_come_at_once_changes_no_number(data):
+    """A sequence of up to 120 tokens gets bit for bit the same in pieces, and beside a longer one, as at once and alone."""
+    draw = data.draw
+    kv_heads, shared = draw(st.sampled_from(((1, 1), (3, 3), (2, 4))))
+    dim, v_dim = draw(st.sampled_from(((8, 8), (64, 64), (70, 37))))
+    graph = cached_graph(kv_heads * shared, kv_heads, dim, v_dim, draw(st.sampled_from(("f32", "i8"))))
+    session = core(graph, draw(st.integers(1, 2)))
+    session.reserve(3, 160)
+    total = draw(st.integers(2, 120))
+    feeds = tokens(np.random.default_rng(draw(st.integers(0, 99))), 2, total, kv_heads * shared, kv_heads, dim, v_dim)
+    want = session.call({n: x[:1] for n, x in feeds.items()}, [0])["y0"][0]
+    beside = session.call(feeds, [1, 2])["y0"][0]
+    np.testing.assert_array_equal(beside, want)
+    session.set_length(1, 0)
+    at = 0
+    while at < total:
+        end = min(total, at + draw(st.sampled_from((1, 2, 7, 40))))
+        piece = session.call({n: x[:1, at:end] for n, x in feeds.items()}, [1])["y0"][0]
+        np.testing.assert_array_equal(piece, want[at:end])
+        at = end
+
+
 def test_runs_without_slots_start_empty_and_leave_slots_alone():
     graph = cached_graph(layers=2)
     session, oracle, rng = core(graph), Oracle(graph), np.random.default_rng(0)

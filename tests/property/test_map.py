@@ -185,6 +185,20 @@ def test_random_groups(data):
             check(actual, expected, node.dtype)
 
 
+@pytest.mark.parametrize("after", [0, 1])
+@pytest.mark.parametrize("shape", [(2, 0), (0, 2), (3, 0, 2)])
+def test_an_empty_tensor_of_another_shape_inside_a_pad(shape, after):
+    """Found by test_random_groups: its strides are 0, and an index was divided by one."""
+    x = leaf("x", "f32", shape)
+    y = make("reshape", make("add", x, x), shape=(0,))
+    node = make("pad", y, None, before=(1,), after=(after,), mode="constant")
+    compiled = CompiledGroups()
+    index = compiled.add(group_of("map", [node]))
+    feeds = feeds_of([node], {}, np.random.default_rng(0))
+    (actual,) = compiled.call(index, feeds, {}, [])
+    check(actual, reference([node], feeds, {})[0], "f32")
+
+
 @SETTINGS
 @given(st.data())
 def test_transposes(data):

@@ -285,6 +285,8 @@ class Tracer:
         """A flat index over several dims as one index each."""
         if len(sizes) <= 1:
             return [flat] * len(sizes)
+        if 0 in sizes:  # nothing is there to be read
+            return [Ix()] * len(sizes)
         strides = [product(sizes[k + 1 :]) for k in range(len(sizes))]
         parts = self._assign(flat, sizes, strides)
         if parts is not None:

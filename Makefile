@@ -12,7 +12,7 @@ CXX_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h')
 PIP = $(PYTHON) -m pip --disable-pip-version-check -qq
 TESTS ?= tests
 
-.PHONY: demo test lint models dev wheels bench bench-kernels test-asan test-arm test-load env clean
+.PHONY: demo test fuzz lint models dev wheels bench bench-kernels test-asan test-arm test-load env clean
 
 # The package as a user installs it, with what building needs, in .venv
 demo: .venv/demo.done
@@ -20,6 +20,10 @@ demo: .venv/demo.done
 
 test: env dev models
 	$(PYTHON) -m pytest -n 2 $(TESTS)
+
+# The same properties on examples drawn afresh; the default run draws the same ones each time
+fuzz: env dev models
+	EDGEC_FUZZ=1 $(PYTHON) -m pytest -n 2 tests/property tests/hostile
 
 lint: env dev
 	$(PYTHON) -m ruff check .

@@ -13,10 +13,10 @@ from collections.abc import Callable
 import pytest
 from hypothesis import settings
 
-# the same examples in each run of CI: what decides over a change may not depend on chance
-settings.register_profile("ci", derandomize=True, deadline=None)
-if os.environ.get("CI"):
-    settings.load_profile("ci")
+# the same examples in each run, here and in CI: what decides over a change may not depend on chance; make fuzz draws others
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("fuzz", deadline=None)
+settings.load_profile("fuzz" if os.environ.get("EDGEC_FUZZ") else "same")
 # what tests build stays out of the user's cache
 os.environ["EDGEC_CACHE_DIR"] = tempfile.mkdtemp(prefix="edgec-test-cache-")
 atexit.register(shutil.rmtree, os.environ["EDGEC_CACHE_DIR"], ignore_errors=True)

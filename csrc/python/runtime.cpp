@@ -55,6 +55,13 @@ struct Member {
   py::object owner;
 };
 
+py::dict views(const py::object& artifact, const std::map<std::string, edgec::Artifact::Member>& members) {
+  py::dict out;
+  for (const auto& [name, member] : members)
+    out[py::str(name)] = py::memoryview(py::cast(Member{member.bytes, artifact}));
+  return out;
+}
+
 struct Check {
   Check(const py::buffer& data, size_t piece, int threads)
       : view(data),
@@ -404,13 +411,9 @@ void bind_runtime(py::module_& m) {
       .def(py::init<const std::string&>(), py::arg("path"))
       .def_property_readonly("size", &edgec::Artifact::size)
       .def("crc32", [](const edgec::Artifact& a, const std::string& name) { return a.members().at(name).crc32; })
-      .def("members", [](const py::object& self) {
-        py::dict out;
-        for (const auto& [name, member] : self.cast<const edgec::Artifact&>().members()) {
-          out[py::str(name)] = py::memoryview(py::cast(Member{member.bytes, self}));
-        }
-        return out;
-      });
+      .def("members", [](const py::object& self) { return views(self, self.cast<const edgec::Artifact&>().members()); })
+      .def("deflated",
+           [](const py::object& self) { return views(self, self.cast<const edgec::Artifact&>().deflated()); });
 
   py::class_<Session>(m, "Session", "Runs a plan; see edgec.runtime.session.")
       .def(py::init([](const py::buffer& plan, const std::optional<py::buffer>& code,

@@ -94,12 +94,15 @@ void Artifact::read_directory() {
       }
       x += length;
     }
-    if (method != 0 || packed != size || (flags & 1) != 0) fault("member '" + name + "' is compressed");
+    const bool deflated = method == 8;
+    if ((method != 0 && !deflated) || (flags & 1) != 0) fault("member '" + name + "' is compressed in another way");
+    if (!deflated && packed != size) fault("member '" + name + "' has two sizes");
     if (!room(local, kLocalSize) || number(local, 4) != kLocalSignature) fault("member '" + name + "' is out of place");
     const uint64_t begin = local + kLocalSize + number(local + 26, 2) + number(local + 28, 2);
-    if (begin > directory || size > directory - begin) fault("member '" + name + "' is out of place");
-    if (!members_.emplace(name, Member{std::span(data_ + begin, size), crc}).second)
-      fault("member '" + name + "' is there twice");
+    if (begin > directory || packed > directory - begin) fault("member '" + name + "' is out of place");
+    const bool twice = members_.contains(name) || deflated_.contains(name);
+    if (twice) fault("member '" + name + "' is there twice");
+    (deflated ? deflated_ : members_).emplace(name, Member{std::span(data_ + begin, packed), crc});
     at += kEntrySize + name_size + extra_size + comment_size;
   }
 }

@@ -1,4 +1,5 @@
-// A memory-mapped *.edgec: an uncompressed zip. Every offset is checked before it is used.
+// A memory-mapped *.edgec: a zip whose members are stored, but for deflated texts. Every offset is checked before it is
+// used.
 #pragma once
 
 #include <cstddef>
@@ -23,6 +24,8 @@ class Artifact {
   };
 
   const std::map<std::string, Member>& members() const { return members_; }
+  // Those that are deflated, as they are in the file: nothing here inflates them.
+  const std::map<std::string, Member>& deflated() const { return deflated_; }
   size_t size() const { return size_; }
 
  private:
@@ -31,7 +34,7 @@ class Artifact {
   std::string path_;
   const std::byte* data_ = nullptr;
   size_t size_ = 0;
-  std::map<std::string, Member> members_;
+  std::map<std::string, Member> members_, deflated_;
 };
 
 }  // namespace edgec

@@ -3,7 +3,8 @@
 {"format": 1, "edgec": "0.1.0",
  "target": {"name": "host", "triple": "x86_64-unknown-linux-gnu", "cpu": "...", "features": ["avx2", "fma"]},
  "inputs": [{"name": "x", "dtype": "f32", "shape": ["n", "384"]}], "outputs": [...],
- "members": {"plan.bin": {"size": 1234, "sha256": "..."}, ...},     large ones have "sums" too, see CHUNK
+ "members": {"plan.bin": {"size": 1234, "sha256": "..."}, ...},     as in the file; large ones have "sums" too, see CHUNK,
+                                                                     deflated ones "inflated", the bytes of their content
  "report": {...}}
 """
 
@@ -22,6 +23,7 @@ MANIFEST = "manifest.json"
 # A member larger than this lists the checksum (csrc/runtime/checksum.h, 16 hex digits) of each such piece: loading
 # checks these instead of the SHA-256, at the speed of memory and by all threads.
 CHUNK = 4 << 20
+TEXT = 256 << 20  # bytes that a deflated member may hold
 _ARCHITECTURES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
 _SYSTEMS = {"linux": "linux", "darwin": "darwin", "macos": "darwin", "windows": "windows"}
 
@@ -63,6 +65,9 @@ def parse(data: bytes, where: str) -> dict[str, Any]:
             raise fail(f"member '{name}' is malformed")
         sums = member.get("sums")
         if sums is not None and not (isinstance(sums, list) and len(sums) == -(-member["size"] // CHUNK)):
+            raise fail(f"member '{name}' is malformed")
+        inflated = member.get("inflated", 0)
+        if not isinstance(inflated, int) or not 0 <= inflated <= TEXT:
             raise fail(f"member '{name}' is malformed")
     features = manifest["target"].get("features", [])
     if not isinstance(features, list) or not all(isinstance(feature, str) for feature in features):

@@ -1,4 +1,4 @@
-"""Writes artifacts: a zip of stored members, each at a multiple of 64 KiB, so that all of them can be memory-mapped."""
+"""Writes artifacts: a zip of members at multiples of 64 KiB, stored so that they can be memory-mapped; texts are deflated."""
 
 from __future__ import annotations
 
@@ -33,21 +33,42 @@ class _Entry(NamedTuple):
     offset: int
     sha256: str
     sums: list[str]
+    inflated: int | None = None  # bytes of the content, of a deflated member
 
     def listed(self) -> dict[str, Any]:
         """The member's entry in the manifest."""
         entry = {"size": self.size, "sha256": self.sha256}
+        if self.inflated is not None:
+            entry["inflated"] = self.inflated
         return entry if self.size <= manifests.CHUNK else entry | {"sums": self.sums}
+
+    def record(self) -> bytes:
+        """Method, date, CRC and the rest up to the sizes' placeholders, as both of the zip's headers have them."""
+        method = 0 if self.inflated is None else zipfile.ZIP_DEFLATED
+        return struct.pack("<HHHHHIII", 45, 0, method, 0, _DATE, self.crc, _LIMIT32, _LIMIT32)
+
+    def sizes(self) -> tuple[int, int]:
+        """Of the content, and in the file."""
+        return self.size if self.inflated is None else self.inflated, self.size
 
 
 class _Zip:
-    """Appends stored members; the sizes need not be known beforehand."""
+    """Appends members; the sizes need not be known beforehand."""
 
     def __init__(self, file: BinaryIO, threads: Executor) -> None:
         self._file, self._threads = file, threads
         self.entries: list[_Entry] = []
 
-    def add(self, name: str, chunks: Iterable[Buffer], alignment: int = ALIGNMENT) -> None:
+    def add_text(self, name: str, data: Buffer) -> None:
+        """Deflated, where the previous member ends."""
+        stream = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+        packed = stream.compress(data) + stream.flush()
+        self.add(name, [packed], 1, (zlib.crc32(data), memoryview(data).nbytes))
+
+    def add(
+        self, name: str, chunks: Iterable[Buffer], alignment: int = ALIGNMENT, content: tuple[int, int] | None = None
+    ) -> None:
+        """content: CRC and size of what a deflated member holds."""
         encoded = name.encode("ascii")
         # Space before the header, not an extra field: those end at 64 KiB.
         header_size = 30 + len(encoded) + 20
@@ -65,25 +86,21 @@ class _Zip:
             crc = checked.result()
         end = self._file.tell()
         self._file.seek(offset)
+        if content is not None:
+            crc = content[0]
+        entry = _Entry(encoded, crc, size, offset, sha.hexdigest(), sums, None if content is None else content[1])
         # Sizes are always in a zip64 field, so that the header's length does not depend on them.
-        self._file.write(
-            struct.pack("<IHHHHHIIIHH", 0x04034B50, 45, 0, 0, 0, _DATE, crc, _LIMIT32, _LIMIT32, len(encoded), 20)
-        )
-        self._file.write(encoded + struct.pack("<HHQQ", 1, 16, size, size))
+        self._file.write(struct.pack("<I", 0x04034B50) + entry.record() + struct.pack("<HH", len(encoded), 20))
+        self._file.write(encoded + struct.pack("<HHQQ", 1, 16, *entry.sizes()))
         self._file.seek(end)
-        self.entries.append(_Entry(encoded, crc, size, offset, sha.hexdigest(), sums))
+        self.entries.append(entry)
 
     def finish(self) -> None:
         start = self._file.tell()
         for entry in self.entries:
-            extra = struct.pack("<HHQQQ", 1, 24, entry.size, entry.size, entry.offset)
-            self._file.write(
-                struct.pack(
-                    "<IHHHHHHIIIHHHHHII",
-                    *(0x02014B50, 45, 45, 0, 0, 0, _DATE, entry.crc, _LIMIT32, _LIMIT32),
-                    *(len(entry.name), len(extra), 0, 0, 0, 0, _LIMIT32),
-                )
-            )
+            extra = struct.pack("<HHQQQ", 1, 24, *entry.sizes(), entry.offset)
+            self._file.write(struct.pack("<IH", 0x02014B50, 45) + entry.record())
+            self._file.write(struct.pack("<HHHHHII", len(entry.name), len(extra), 0, 0, 0, 0, _LIMIT32))
             self._file.write(entry.name + extra)
         end, count = self._file.tell(), len(self.entries)
         self._file.write(struct.pack("<IQHHIIQQQQ", 0x06064B50, 44, 45, 45, 0, 0, count, count, end - start, start))
@@ -142,7 +159,8 @@ def write_artifact(
     `weights`: (alignment in bytes, C-contiguous buffer) in the order of their offsets; taken one at a time, so they
     need not be in memory together; one of alignment 1 continues the one before. `plan` holds their offsets: each is
     the previous end rounded up to the alignment.
-    `manifest`: edgec, target, inputs, outputs, report; format and members are added here. `files`: further members.
+    `manifest`: edgec, target, inputs, outputs, report; format and members are added here. `files`: further members,
+    texts, which are deflated.
     The file appears under its name only when it is whole; after a failure nothing is left. Raises EdgecError EC1509.
     """
     path = Path(path)
@@ -159,7 +177,7 @@ def write_artifact(
                 archive.add("code.so", [code])
             archive.add("weights.bin", _aligned(weights))
             for name, data in sorted((files or {}).items()):
-                archive.add(name, [data])
+                archive.add_text(name, data)
             full = dict(manifest) | {
                 "format": manifests.FORMAT,
                 "members": {e.name.decode(): e.listed() for e in archive.entries},
@@ -186,16 +204,21 @@ def replace_manifest(path: Path, change: Callable[[dict[str, Any]], dict[str, An
             *others, last = known.infolist()
             manifest = json.loads(known.read(last))
             archive = _Zip(file, threads)
-            archive.entries = [_Entry(i.filename.encode(), i.CRC, i.file_size, i.header_offset, "", []) for i in others]
+            archive.entries = [_known(i) for i in others]
             file.seek(others[-1].header_offset)
             header = file.read(30)
             name, extra = struct.unpack("<HH", header[26:30])
-            file.truncate(others[-1].header_offset + 30 + name + extra + others[-1].file_size)
+            file.truncate(others[-1].header_offset + 30 + name + extra + others[-1].compress_size)
             file.seek(0, os.SEEK_END)
             archive.add(manifests.MANIFEST, [manifests.dump(change(manifest))])
             archive.finish()
     except OSError as error:
         raise _cannot_write(path, error) from None
+
+
+def _known(info: zipfile.ZipInfo) -> _Entry:
+    inflated = info.file_size if info.compress_type == zipfile.ZIP_DEFLATED else None
+    return _Entry(info.filename.encode(), info.CRC, info.compress_size, info.header_offset, "", [], inflated)
 
 
 def _cannot_write(path: Path, error: OSError) -> EdgecError:

@@ -17,6 +17,7 @@ good = open(path, "rb").read()
 rng = random.Random(seed)
 x = np.ones((3, 4), np.float32)
 want = edgec.load(path)(x=x)
+text = bytes(edgec.load(path).artifact.members["t.json"])
 interesting = [i for i in range(len(good)) if good[i]] + list(range(len(good) - 600, len(good)))
 refused = 0
 for case in range(cases):
@@ -36,25 +37,27 @@ for case in range(cases):
     bad = path + ".bad"
     open(bad, "wb").write(data)
     try:
-        got = edgec.load(bad)(x=x)
+        opened = edgec.load(bad)
+        got, read = opened(x=x), bytes(opened.artifact.members["t.json"])
     except edgec.EdgecError as error:
         assert str(error).startswith("EC1"), error
         refused += 1
     else:
         assert all(np.array_equal(got[name], want[name]) for name in want), (seed, case)
+        assert read == text, (seed, case)
 assert refused > cases // 3, refused
 """
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_damaged_files(tmp_path, seed):
-    path = scale_add_artifact(tmp_path)
+    path = scale_add_artifact(tmp_path, files={"t.json": b"text " * 99})
     subprocess.run([sys.executable, "-c", PROGRAM, str(path), str(seed), "150"], check=True, timeout=300)
 
 
 def test_damaged_directories(tmp_path):
     """Only the zip's own records, where every word is an offset or a size."""
-    path = scale_add_artifact(tmp_path)
+    path = scale_add_artifact(tmp_path, files={"t.json": b"text " * 99})
     size = path.stat().st_size
     program = PROGRAM.replace("interesting = ", f"interesting = list(range({size} - 500, {size})) or ")
     program = program.replace("rng.randrange(4)", "rng.randrange(2)").replace("cases // 3", "cases // 10")

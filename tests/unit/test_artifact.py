@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ from plan_tools import WEIGHTS, compile_c, scale_add_artifact, scale_add_plan
 import edgec
 from edgec import EdgecError, _core
 from edgec.artifact.reader import ArtifactFile
-from edgec.artifact.writer import write_artifact
+from edgec.artifact.writer import replace_manifest, write_artifact
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,64 @@ def test_same_inputs_give_the_same_bytes(artifact, tmp_path):
     code = bytes(ArtifactFile(artifact).members["code.so"])
     again = [scale_add_artifact(tmp_path, name, code=code).read_bytes() for name in ("a.edgec", "b.edgec")]
     assert again[0] == again[1] == artifact.read_bytes()
+
+
+TEXTS = {"tokenizer.json": b'{"a": 1}' * 10_000, "empty.txt": b"", "noise.json": np.random.default_rng(0).bytes(5000)}
+
+
+@pytest.fixture(scope="module")
+def with_texts(tmp_path_factory):
+    return scale_add_artifact(tmp_path_factory.mktemp("texts"), files=TEXTS)
+
+
+def test_texts_are_deflated(with_texts):
+    with zipfile.ZipFile(with_texts) as archive:
+        assert archive.testzip() is None
+        assert archive.getinfo("tokenizer.json").compress_size < 1000
+        assert {name: archive.read(name) for name in TEXTS} == TEXTS
+    opened = ArtifactFile(with_texts)
+    opened.check()
+    assert {*TEXTS, "plan.bin"} < {*opened.members} and len(opened.members) == len(opened.manifest["members"]) + 1
+    for name, text in TEXTS.items():
+        assert opened.members[name] == text and opened.members[name].readonly
+        assert opened.manifest["members"][name]["inflated"] == len(text)
+    assert opened.members["noise.json"] is opened.members["noise.json"]
+    assert opened.members.get("none.json") is None and "none.json" not in opened.members
+
+
+def test_a_manifest_is_replaced_behind_texts(with_texts, tmp_path):
+    shutil.copy(with_texts, tmp_path / "a")
+    replace_manifest(tmp_path / "a", lambda m: m | {"edgec": "x" * 100_000})
+    opened = ArtifactFile(tmp_path / "a")
+    opened.check()
+    assert opened.manifest["edgec"] == "x" * 100_000 and opened.members["tokenizer.json"] == TEXTS["tokenizer.json"]
+
+
+@pytest.mark.parametrize("size", [0, 79_999, 80_001, 1 << 28])
+def test_what_inflates_to_another_size_is_refused(with_texts, tmp_path, size):
+    """A forged manifest, or a bomb: never more memory than the manifest says."""
+    shutil.copy(with_texts, tmp_path / "a")
+
+    def forge(manifest):
+        manifest["members"]["tokenizer.json"]["inflated"] = size
+        return manifest
+
+    replace_manifest(tmp_path / "a", forge)
+    opened = ArtifactFile(tmp_path / "a")
+    with pytest.raises(EdgecError, match=r"EC1504 .*tokenizer.json: it does not inflate"):
+        opened.members["tokenizer.json"]
+    replace_manifest(tmp_path / "a", lambda m: (forge(m)["members"]["tokenizer.json"].update(inflated=1 << 40), m)[1])
+    with pytest.raises(EdgecError, match=r"EC1503 .*'tokenizer.json' is malformed"):
+        ArtifactFile(tmp_path / "a")
+
+
+def test_what_is_mapped_must_not_be_deflated(tmp_path, artifact):
+    with zipfile.ZipFile(artifact) as old, zipfile.ZipFile(tmp_path / "a", "w") as new:
+        for info in old.infolist():
+            method = zipfile.ZIP_DEFLATED if info.filename == "plan.bin" else zipfile.ZIP_STORED
+            new.writestr(info.filename, old.read(info), method)
+    with pytest.raises(EdgecError, match=r"EC1504 .*plan.bin: it is compressed"):
+        ArtifactFile(tmp_path / "a")
 
 
 def test_load_and_run(artifact):
@@ -153,10 +212,11 @@ def test_what_is_no_artifact_is_named(tmp_path):
         archive.writestr("hello", "world")
     with pytest.raises(EdgecError, match="no manifest"):
         edgec.load(tmp_path / "other.zip")
-    with zipfile.ZipFile(tmp_path / "packed.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("manifest.json", "{}" * 100)
-    with pytest.raises(EdgecError, match="compressed"):
-        edgec.load(tmp_path / "packed.zip")
+    for method, words in ((zipfile.ZIP_DEFLATED, "no manifest"), (zipfile.ZIP_BZIP2, "compressed in another way")):
+        with zipfile.ZipFile(tmp_path / "packed.zip", "w", method) as archive:
+            archive.writestr("manifest.json", "{}" * 100)
+        with pytest.raises(EdgecError, match=words):
+            edgec.load(tmp_path / "packed.zip")
     with pytest.raises(EdgecError, match="EC1501"):
         edgec.load(tmp_path / "missing")
     with pytest.raises(EdgecError, match="EC1501"):

@@ -16,8 +16,8 @@ from edgec.errors import EdgecError
 class Target:
     """triple, cpu: LLVM's names. features: LLVM's, beyond those of the cpu. requires: features that the CPU must
     have when an artifact is loaded, by the names of edgec._core.cpu_features. vector_bits: of one register.
-    matrix_unit: "none", "amx" or "sme2". link: the recipe, "elf" (glibc), "bionic" (Android) or "macho". Caches in
-    bytes, per core except l3.
+    matrix_unit: "none", "amx", "sme2" or, by with_unit, "accelerate". link: the recipe, "elf" (glibc), "bionic"
+    (Android) or "macho". Caches in bytes, per core except l3.
 
     What estimates of latency and energy go by, of the performance cores together or each: bandwidth_gbs that they read
     from memory together, int8_macs and fp32_macs per cycle and core without the matrix unit, clock_ghz, and watts that
@@ -53,8 +53,8 @@ class Target:
     @property
     def kernel_features(self) -> frozenset[str]:
         """What hand-written kernels may ask for, by the names in `edgec kernels`. That AMX works is seen at load only."""
-        amx = ("amx", "amx2") if "i8mm" in self.requires else ("amx",)
-        return frozenset((*self.requires, *(amx if self.matrix_unit == "amx" else ())))
+        units = {"amx": ("amx", "amx2") if "i8mm" in self.requires else ("amx",), "accelerate": ("accelerate",)}
+        return frozenset((*self.requires, *units.get(self.matrix_unit, ())))
 
     @property
     def arch(self) -> str:
@@ -85,17 +85,24 @@ def load(name: str) -> Target:
     return Target(name=name, **values)
 
 
-UNITS = ("auto", "amx", "sme", "none")
+UNITS = ("auto", "amx", "sme", "accelerate", "none")
 
 
 def with_unit(target: Target, unit: str) -> Target:
-    """The target, with products on that matrix unit: auto (its own), amx, sme or none. Raises EdgecError
+    """The target, with products on that matrix unit: auto (its own), amx, sme, accelerate (macOS's
+    library, for fp32 weights) or none. Raises EdgecError
     EC1001 where it has no such unit."""
     if unit not in UNITS:
         raise EdgecError("EC1001", f"{unit!r} is none of {', '.join(UNITS)}", "--matrix-unit")
     wanted = {"sme": "sme2"}.get(unit, unit)
     if wanted in ("auto", target.matrix_unit):
         return target
+    if wanted == "accelerate":
+        if "macos" not in target.triple:
+            raise EdgecError(
+                "EC1001", f"{target.name} has no accelerate: only macOS has it", "--matrix-unit", "Leave it out"
+            )
+        return replace(target, matrix_unit=wanted, packed=("nk",))
     if wanted != "none":
         has = {"sme2": "sme"}.get(target.matrix_unit, target.matrix_unit)
         reason = f"{target.name} has no {unit}: its matrix unit is {has}"

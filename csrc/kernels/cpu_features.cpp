@@ -17,10 +17,21 @@ namespace {
 constexpr struct {
   uint32_t bit;
   const char* name;
-} kNames[] = {{kAvx2, "avx2"},         {kFma, "fma"},           {kF16c, "f16c"},         {kAvx512f, "avx512f"},
-              {kAvx512bw, "avx512bw"}, {kAvx512dq, "avx512dq"}, {kAvx512vl, "avx512vl"}, {kAvx512vnni, "avx512vnni"},
-              {kNeon, "neon"},         {kDotprod, "dotprod"},   {kI8mm, "i8mm"},         {kSme2, "sme2"},
-              {kAmx, "amx"},           {kAmx2, "amx2"}};
+} kNames[] = {{kAvx2, "avx2"},
+              {kFma, "fma"},
+              {kF16c, "f16c"},
+              {kAvx512f, "avx512f"},
+              {kAvx512bw, "avx512bw"},
+              {kAvx512dq, "avx512dq"},
+              {kAvx512vl, "avx512vl"},
+              {kAvx512vnni, "avx512vnni"},
+              {kNeon, "neon"},
+              {kDotprod, "dotprod"},
+              {kI8mm, "i8mm"},
+              {kSme2, "sme2"},
+              {kAmx, "amx"},
+              {kAmx2, "amx2"},
+              {kAccelerate, "accelerate"}};
 
 #if defined(__aarch64__) && defined(EDGEC_SME2)
 // Without a compiler that knows SME2 there are no kernels for it. They exist for streaming vectors of 128, 256 and 512

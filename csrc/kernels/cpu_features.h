@@ -19,8 +19,9 @@ enum Feature : uint32_t {
   kDotprod = 1 << 9,
   kI8mm = 1 << 10,
   kSme2 = 1 << 11,
-  kAmx = 1 << 12,   // Apple's; asked of amx_features(), not part of cpu_feature_bits()
-  kAmx2 = 1 << 13,  // with what the M2 added
+  kAmx = 1 << 12,         // Apple's; asked of amx_features(), not part of cpu_feature_bits()
+  kAmx2 = 1 << 13,        // with what the M2 added
+  kAccelerate = 1 << 14,  // macOS's library; asked of accelerate_features()
 };
 // What avx512vnni.cpp is compiled for.
 constexpr uint32_t kAvx512 = kAvx2 | kFma | kF16c | kAvx512f | kAvx512bw | kAvx512dq | kAvx512vl | kAvx512vnni;

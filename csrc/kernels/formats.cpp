@@ -29,6 +29,7 @@ constexpr Format kFormats[] = {
     EDGEC_GROUPS("s8", "n16k4", kS8N16K4, 8, true, 0),
     {"s8n16k4", Family::kS8N16K4, 8, 0, true, false, 8},
     {"f32n16", Family::kF32N16, 32, 0, true, false, 32},
+    {"f32nk", Family::kF32NK, 32, 0, true, false, 32},
     EDGEC_GROUPS("s4", "n32k4", kS4N32K4, 4, true, 0),
     EDGEC_GROUPS("u4", "n32k4", kU4N32K4, 4, false, 4),
     EDGEC_GROUPS("s4", "n32k1", kS4N32K1, 4, true, 0),
@@ -47,7 +48,7 @@ Shape shape_of(const Format& f, int64_t k) {
   s.groups = (k + s.group - 1) / s.group;
   s.blocks = (k + kBlock - 1) / kBlock;
   s.group_blocks = (s.group + kBlock - 1) / kBlock;
-  if (f.family == Family::kF32N16) {
+  if (is_f32(f.family)) {
     s.panel_bytes = k * kPanel * 4;
   } else if (f.family == Family::kS8Row) {
     s.panel_bytes = kPanel * (2 * s.groups + k);
@@ -228,6 +229,10 @@ void pack_panels(const Format& f, const void* q, const uint16_t* scale, const ui
     const int64_t halves = panel_columns(f.family) / kPanel, first = p % halves * kPanel;
     const int64_t span = p == panels(n) - 1 && first == 0 ? halves : 1;
     if (s.panel_bytes && halves == 1) std::memset(out + p * s.panel_bytes, 0, s.panel_bytes);
+    if (f.family == Family::kF32NK) {
+      std::memcpy(out + p * s.panel_bytes, static_cast<const float*>(q) + column * k, 4 * valid * k);
+      continue;
+    }
     if (f.family == Family::kF32N16) {
       const float* w = static_cast<const float*>(q) + column * k;
       float* to = reinterpret_cast<float*>(out + p * s.panel_bytes);
@@ -299,6 +304,10 @@ void unpack_panels(const Format& f, const void* packed, int64_t n, int64_t k, in
         std::memcpy(scale + r * s.groups, row, 2 * s.groups);
         if (k) std::memcpy(bytes + r * k, row + 2 * s.groups, k);
       }
+      continue;
+    }
+    if (f.family == Family::kF32NK) {
+      std::memcpy(static_cast<float*>(q) + column * k, in + p * s.panel_bytes, 4 * valid * k);
       continue;
     }
     if (f.family == Family::kF32N16) {

@@ -24,6 +24,10 @@ static void gather_s8row(const Format& format, const void* packed, int64_t rows,
 
 // A row of a weight that a product reads in panels: a tied table.
 static void gather_panel_row(const Format& format, const void* packed, int64_t dim, int64_t row, float* out) {
+  if (format.family == Family::kF32NK) {
+    __builtin_memcpy(out, static_cast<const float*>(packed) + row * dim, sizeof(float) * dim);
+    return;
+  }
   if (format.family == Family::kF32N16) {
     const float* from = static_cast<const float*>(packed) + row / kPanel * kPanel * dim + row % kPanel;
     for (int64_t d = 0; d < dim; ++d) out[d] = from[d * kPanel];

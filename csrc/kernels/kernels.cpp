@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/accelerate.h"
 #include "kernels/amx.h"
 #include "kernels/cpu_features.h"
 #include "kernels/job.h"
@@ -34,7 +35,8 @@ const Op kOps[] = {
 
 bool runs_here(uint32_t features) {
   const uint32_t missing = features & ~cpu_feature_bits();
-  return missing == 0 || ((missing & ~(kAmx | kAmx2)) == 0 && (missing & ~amx_features()) == 0);
+  if (missing == 0 || (missing & ~(kAmx | kAmx2 | kAccelerate))) return missing == 0;
+  return (missing & ~(missing & kAccelerate ? accelerate_features() : amx_features())) == 0;
 }
 
 const IsaOps& ops_or_best(const IsaOps* ops) {
@@ -104,8 +106,7 @@ const LinearKernel* select_linear(const Format& format, int64_t m, std::string_v
 const char* kernel_name(const LinearKernel& kernel) { return kernel.info.name; }
 
 size_t linear_scratch_bytes(const Format& format, int64_t m, int64_t k, Norm norm) {
-  if (format.family == Family::kF32N16)
-    return norm == Norm::kNone ? 0 : static_cast<size_t>(m * k) * sizeof(float) + 64;
+  if (is_f32(format.family)) return norm == Norm::kNone ? 0 : static_cast<size_t>(m * k) * sizeof(float) + 64;
   if (is_k1(format.family)) return amx_scratch_bytes(m, ceil_div(k, kBlock));
   const Lhs lhs = format.family == Family::kS8N16K4 ? Lhs::S16B32 : Lhs::S8B32;
   // Some kernels pad the last rows to four, those of wide panels to sixteen.
@@ -237,6 +238,8 @@ const char* family_name(Family family) {
       return "s8n16k4";
     case Family::kF32N16:
       return "f32n16";
+    case Family::kF32NK:
+      return "f32nk";
     case Family::kS4N32K4:
       return "s4n32k4";
     case Family::kU4N32K4:

@@ -53,6 +53,7 @@ enum class Family : int32_t {
   kS6N16K4,
   kS8N16K4,
   kF32N16,
+  kF32NK,
   kS4N32K4,
   kU4N32K4,
   kS4N32K1,
@@ -79,6 +80,7 @@ const Format* find_format(std::string_view name);  // null: no such format
 
 constexpr int kPanel = 16;  // columns (rows of the [N, K] weight) that one panel holds
 // What lies together in the packing: a whole number of panels.
+constexpr bool is_f32(Family family) { return family == Family::kF32N16 || family == Family::kF32NK; }
 constexpr bool is_k1(Family family) { return family == Family::kS4N32K1 || family == Family::kU4N32K1; }
 constexpr int panel_columns(Family family) {
   return family == Family::kS4N32K4 || family == Family::kU4N32K4 || is_k1(family) ? 32 : 16;
@@ -95,7 +97,7 @@ void pack_panels(const Format& format, const void* q, const uint16_t* scale, con
                  int64_t panel_begin, int64_t panel_end, void* packed);
 void unpack_panels(const Format& format, const void* packed, int64_t n, int64_t k, int64_t panel_begin,
                    int64_t panel_end, void* q, uint16_t* scale, uint8_t* zero);
-// Of a quantized weight in panels (not kS8Row, not kF32N16): the 32 integers of one row from k = 32 * block on
+// Of a quantized weight in panels (not kS8Row, not f32): the 32 integers of one row from k = 32 * block on
 // (unspecified beyond K), their scale's bits and their zero point (symmetric: 0).
 void unpack_block(const Format& format, const void* packed, int64_t k, int64_t row, int64_t block, uint8_t q[32],
                   uint16_t* scale, int* zero);

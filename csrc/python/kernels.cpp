@@ -13,6 +13,7 @@
 #include <tuple>
 #include <vector>
 
+#include "kernels/accelerate.h"
 #include "kernels/cpu_features.h"
 #include "runtime/thread_pool.h"
 
@@ -120,7 +121,7 @@ py::tuple quantize(const py::array_t<float, py::array::c_style | py::array::forc
 
 Bytes pack(const std::string& name, const py::array& q, const py::object& scale, const py::object& zero, int threads) {
   const ek::Format& format = format_of(name);
-  const bool f32 = format.family == ek::Family::kF32N16;
+  const bool f32 = ek::is_f32(format.family);
   const char kind = f32 ? 'f' : format.symmetric ? 'i' : 'u';
   require(q.ndim() == 2 && q.dtype().kind() == kind && q.dtype().itemsize() == (f32 ? 4 : 1),
           "q must be [N, K] of " + std::string(f32                ? "float32"
@@ -162,7 +163,7 @@ py::tuple encode(const py::array_t<float, py::array::c_style>& w, const std::str
                  const py::object& importance, int threads) {
   const ek::Format& format = format_of(name);
   require(w.ndim() == 2, "w must be [N, K]");
-  require(format.family != ek::Family::kF32N16, "'" + name + "' is not quantized");
+  require(!ek::is_f32(format.family), "'" + name + "' is not quantized");
   const int64_t n = w.shape(0), k = w.shape(1), groups = groups_of(format, k);
   py::array_t<float, py::array::c_style | py::array::forcecast> h;
   if (!importance.is_none()) {
@@ -238,7 +239,7 @@ void check_packed(const ek::Format& format, const Bytes& packed, int64_t n, int6
 py::tuple unpack(const std::string& name, const Bytes& packed, int64_t n, int64_t k, int threads) {
   const ek::Format& format = format_of(name);
   check_packed(format, packed, n, k);
-  const bool f32 = format.family == ek::Family::kF32N16;
+  const bool f32 = ek::is_f32(format.family);
   const std::vector<py::ssize_t> shape{n, groups_of(format, k)};
   py::array q(f32                ? py::dtype::of<float>()
               : format.symmetric ? py::dtype::of<int8_t>()
@@ -522,6 +523,11 @@ void bind_kernels(py::module_& module) {
   m.def("table", [] { return std::vector<int>(std::begin(ek::kTable), std::end(ek::kTable)); });
   m.def("formats", &list_formats);
 #if defined(EDGEC_AMX_MODEL)
+  m.def("use_accelerate", [](const std::string& path) {
+    static std::string kept = path;
+    ek::set_accelerate_library(kept.c_str());
+    return ek::accelerate_features() != 0;
+  });
   bind_amx_model(m);
 #endif
 }

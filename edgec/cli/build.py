@@ -31,7 +31,7 @@ def build(
     /,
     *,
     target: str = "host",
-    matrix_unit: Literal["auto", "amx", "sme", "none"] = "auto",
+    matrix_unit: Literal["auto", "amx", "sme", "accelerate", "none"] = "auto",
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
     weights: Literal["int4", "int8", "fp32"] = "int4",
     group: int = 32,
@@ -65,7 +65,8 @@ def build(
         What to compile for; `edgec targets` lists them.
     matrix_unit
         What products of many rows run on, of what the target has: auto (its matrix unit), none (its vector unit), amx or
-        sme by name. docs/amx.md says what AMX is, and when to leave it out.
+        sme by name; on macOS also accelerate, the system's library, for fp32 weights. docs/amx.md says what AMX is, and
+        when to leave it out.
     output
         The artifact to write; by default the model's name with .edgec, in this folder.
     weights

@@ -53,7 +53,7 @@ def pick_format(w: Node, op: str, layouts: tuple[str, ...] = ()) -> str:
     """The packed format of a weight that `op` ("linear" or "gather") reads, in the layouts that the target prefers."""
     e = w.type.encoding
     if e is None:
-        return kernels.format_name(32, op=op)
+        return kernels.format_name(32, op=op, layouts=layouts)
     return kernels.format_name(e.bits, e.group, not e.zero, op, e.table, layouts)
 
 

@@ -110,7 +110,7 @@ def test_linear_matches_reference(kernel, data):
         assert (np.abs(out - want) <= bound)[~overflow].all()
 
 
-@pytest.mark.parametrize("kernel", [k for k in LINEAR if k.family != "f32n16"], ids=lambda k: k.name)
+@pytest.mark.parametrize("kernel", [k for k in LINEAR if not k.family.startswith("f32")], ids=lambda k: k.name)
 @settings(deadline=None, max_examples=30)
 @given(data=st.data())
 def test_integer_part_is_exact(kernel, data):
@@ -259,8 +259,8 @@ def test_the_norm_of_a_row_that_is_not_finite_is_nan():
     w = np.ones((16, 64), np.float32)
     x = np.ones((3, 64), np.float32)
     x[1, 7], x[2, 7] = np.inf, np.nan
-    for fmt in ("f32n16", "s8n16k4", "s4g32n16k4"):
-        q = (w,) if fmt == "f32n16" else ek.quantize(w, 4 if fmt[1] == "4" else 8, 32 if fmt[1] == "4" else 0)
+    for fmt in ("f32n16", "f32nk", "s8n16k4", "s4g32n16k4"):
+        q = (w,) if fmt[0] == "f" else ek.quantize(w, 4 if fmt[1] == "4" else 8, 32 if fmt[1] == "4" else 0)
         for norm in ("rms", "layer"):
             y = ek.gemm(x, ek.pack(fmt, *q), fmt, 16, 64, norm=norm, eps=1e-5)
             assert np.isfinite(y[0]).all() and np.isnan(y[1:]).all()
@@ -392,7 +392,18 @@ def test_names_follow_the_grammar():
         op, dst, *_operands, tile, isa = k.name.split("_")
         assert len(k.name.split("_")) == 6, k.name
         assert op == k.op and dst in {"f32", "u4"}, k.name
-        assert isa in {"avx2", "avx512vnni", "neon", "dotprod", "i8mm", "sme2", "amx", "amx2", "generic"}, k.name
+        assert isa in {
+            "avx2",
+            "avx512vnni",
+            "neon",
+            "dotprod",
+            "i8mm",
+            "sme2",
+            "amx",
+            "amx2",
+            "accelerate",
+            "generic",
+        }, k.name
         assert all(part.isdigit() for part in tile.split("x")), k.name
     assert len({k.name for k in ek.list()}) == len(ek.list())
     for f in ek.formats().values():

@@ -112,6 +112,7 @@ def test_arm_host(monkeypatch, flags, cpu, requires):
         ("apple-m2", "none", ()),
         ("apple-m4", "sme", ("n32k4",)),
         ("apple-m4", "none", ()),
+        ("apple-m1", "accelerate", ("nk",)),
         ("apple-a17", "auto", ()),
         ("raspberry-pi-5", "none", ()),
     ],
@@ -125,7 +126,14 @@ def test_matrix_unit(name, unit, layouts):
 
 @pytest.mark.parametrize(
     ("name", "unit"),
-    [("apple-m2", "sme"), ("apple-m4", "amx"), ("x86-64-v3", "amx"), ("apple-a17", "amx"), ("apple-m1", "gpu")],
+    [
+        ("apple-m2", "sme"),
+        ("apple-m4", "amx"),
+        ("x86-64-v3", "amx"),
+        ("apple-a17", "amx"),
+        ("apple-m1", "gpu"),
+        ("apple-a17", "accelerate"),
+    ],
 )
 def test_a_matrix_unit_that_is_not_there(name, unit):
     with pytest.raises(EdgecError, match="EC1001 --matrix-unit"):

@@ -37,7 +37,7 @@ class Target:
     l1d: int = 32 << 10
     l2: int = 512 << 10
     l3: int = 0
-    packed: tuple[str, ...] = ()  # layouts of packed weights that the matrix unit takes, the preferred one first
+    packed: tuple[str, ...] = ()  # layouts of packed weights that the matrix unit takes, the preferred ones first
     clock_ghz: float = 0.0
     bandwidth_gbs: float = 0.0
     int8_macs: int = 0
@@ -53,8 +53,9 @@ class Target:
     @property
     def kernel_features(self) -> frozenset[str]:
         """What hand-written kernels may ask for, by the names in `edgec kernels`. That AMX works is seen at load only."""
-        units = {"amx": ("amx", "amx2") if "i8mm" in self.requires else ("amx",), "accelerate": ("accelerate",)}
-        return frozenset((*self.requires, *units.get(self.matrix_unit, ())))
+        amx = ("amx", "amx2") if "i8mm" in self.requires else ("amx",)
+        return frozenset((*self.requires, *(amx if self.matrix_unit == "amx" else ()),
+                          *(("accelerate",) if ACCELERATE in self.layouts else ())))  # fmt: skip
 
     @property
     def arch(self) -> str:
@@ -62,6 +63,7 @@ class Target:
         return {"arm64": "aarch64"}.get(name, name)
 
 
+ACCELERATE = "nk"  # the layout of float weights that Accelerate reads, and NEON
 _CHOICES = {"matrix_unit": ("none", "amx", "sme2"), "link": ("elf", "bionic", "macho")}
 
 
@@ -89,20 +91,19 @@ UNITS = ("auto", "amx", "sme", "accelerate", "none")
 
 
 def with_unit(target: Target, unit: str) -> Target:
-    """The target, with products on that matrix unit: auto (its own), amx, sme, accelerate (macOS's
-    library, for fp32 weights) or none. Raises EdgecError
-    EC1001 where it has no such unit."""
+    """The target, with products on that matrix unit: auto (its own, and macOS's library for fp32 weights), amx, sme,
+    accelerate (the library alone) or none. Raises EdgecError EC1001 where it has no such unit."""
     if unit not in UNITS:
         raise EdgecError("EC1001", f"{unit!r} is none of {', '.join(UNITS)}", "--matrix-unit")
     wanted = {"sme": "sme2"}.get(unit, unit)
     if wanted in ("auto", target.matrix_unit):
         return target
     if wanted == "accelerate":
-        if "macos" not in target.triple:
+        if ACCELERATE not in target.packed:
             raise EdgecError(
-                "EC1001", f"{target.name} has no accelerate: only macOS has it", "--matrix-unit", "Leave it out"
+                "EC1001", f"{target.name} has no accelerate: it is macOS's", "--matrix-unit", "Leave it out"
             )
-        return replace(target, matrix_unit=wanted, packed=("nk",))
+        return replace(target, matrix_unit=wanted, packed=(ACCELERATE,))
     if wanted != "none":
         has = {"sme2": "sme"}.get(target.matrix_unit, target.matrix_unit)
         reason = f"{target.name} has no {unit}: its matrix unit is {has}"

@@ -24,17 +24,17 @@ using Sgemm = void (*)(int order, int trans_a, int trans_b, int m, int n, int k,
                        const float* b, int ldb, float beta, float* y, int ldy);
 constexpr int kRowMajor = 101, kNoTrans = 111, kTrans = 112;
 
-#if defined(__APPLE__)
-static const char* library = "/System/Library/Frameworks/Accelerate.framework/Accelerate";
-#else
-static const char* library = nullptr;
-#endif
+static Sgemm sgemm_of(const char* library) {
+  void* handle = library && !feature_disabled("accelerate") ? dlopen(library, RTLD_LAZY | RTLD_LOCAL) : nullptr;
+  return handle ? reinterpret_cast<Sgemm>(dlsym(handle, "cblas_sgemm")) : nullptr;
+}
 
-static Sgemm sgemm() {
-  static const Sgemm found = [] {
-    void* handle = library && !feature_disabled("accelerate") ? dlopen(library, RTLD_LAZY | RTLD_LOCAL) : nullptr;
-    return handle ? reinterpret_cast<Sgemm>(dlsym(handle, "cblas_sgemm")) : nullptr;
-  }();
+static Sgemm& sgemm() {
+#if defined(__APPLE__)
+  static Sgemm found = sgemm_of("/System/Library/Frameworks/Accelerate.framework/Accelerate");
+#else
+  static Sgemm found = nullptr;
+#endif
   return found;
 }
 
@@ -81,7 +81,7 @@ static void linear_sgemm(const LinearJob& job, int64_t tile_begin, int64_t tile_
 }  // namespace accelerate
 
 uint32_t accelerate_features() { return accelerate::sgemm() ? uint32_t{kAccelerate} : 0; }
-void set_accelerate_library(const char* path) { accelerate::library = path; }
+void set_accelerate_library(const char* path) { accelerate::sgemm() = accelerate::sgemm_of(path); }
 
 EDGEC_DEFINE_LINEAR(linear_f32_f32_f32nk_64x128_accelerate, accelerate::linear_sgemm)
 }  // namespace edgec::kernels

@@ -8,7 +8,7 @@ namespace edgec::kernels {
 // kAccelerate where the library gives cblas_sgemm, asked at the first question; else 0.
 uint32_t accelerate_features();
 
-// For tests: another library than the system's, before the first question.
+// For tests: another library than the system's, or none (null); not while products run.
 void set_accelerate_library(const char* path);
 
 }  // namespace edgec::kernels

@@ -21,20 +21,13 @@ constexpr double kScale = 16.0;
       {prefix "g128" suffix, Family::family, bits, 128, symmetric, false, bits + (kScale + extra) / 128}
 
 constexpr Format kFormats[] = {
-    EDGEC_GROUPS("s4", "n16k4", kS4N16K4, 4, true, 0),
-    EDGEC_GROUPS("u4", "n16k4", kU4N16K4, 4, false, 4),
-    {"t4g32n16k4", Family::kT4N16K4, 4, 32, true, true, 4.25},
-    EDGEC_GROUPS("s6", "n16k4", kS6N16K4, 6, true, 0),
-    {"s6n16k4", Family::kS6N16K4, 6, 0, true, false, 6},
-    EDGEC_GROUPS("s8", "n16k4", kS8N16K4, 8, true, 0),
-    {"s8n16k4", Family::kS8N16K4, 8, 0, true, false, 8},
-    {"f32n16", Family::kF32N16, 32, 0, true, false, 32},
-    {"f32nk", Family::kF32NK, 32, 0, true, false, 32},
-    EDGEC_GROUPS("s4", "n32k4", kS4N32K4, 4, true, 0),
-    EDGEC_GROUPS("u4", "n32k4", kU4N32K4, 4, false, 4),
-    EDGEC_GROUPS("s4", "n32k1", kS4N32K1, 4, true, 0),
-    EDGEC_GROUPS("u4", "n32k1", kU4N32K1, 4, false, 4),
-    EDGEC_GROUPS("s8", "row", kS8Row, 8, true, 0),
+    EDGEC_GROUPS("s4", "n16k4", kS4N16K4, 4, true, 0),         EDGEC_GROUPS("u4", "n16k4", kU4N16K4, 4, false, 4),
+    {"t4g32n16k4", Family::kT4N16K4, 4, 32, true, true, 4.25}, EDGEC_GROUPS("s6", "n16k4", kS6N16K4, 6, true, 0),
+    {"s6n16k4", Family::kS6N16K4, 6, 0, true, false, 6},       EDGEC_GROUPS("s8", "n16k4", kS8N16K4, 8, true, 0),
+    {"s8n16k4", Family::kS8N16K4, 8, 0, true, false, 8},       {"f32n16", Family::kF32N16, 32, 0, true, false, 32},
+    {"f32nk", Family::kF32NK, 32, 0, true, false, 32},         EDGEC_GROUPS("s4", "n32k4", kS4N32K4, 4, true, 0),
+    EDGEC_GROUPS("u4", "n32k4", kU4N32K4, 4, false, 4),        EDGEC_GROUPS("s4", "n32k1", kS4N32K1, 4, true, 0),
+    EDGEC_GROUPS("u4", "n32k1", kU4N32K1, 4, false, 4),        EDGEC_GROUPS("s8", "row", kS8Row, 8, true, 0),
     {"s8row", Family::kS8Row, 8, 0, true, false, 8},
 };
 

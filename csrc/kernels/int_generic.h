@@ -84,25 +84,3 @@ static void linear_int_generic(const LinearJob& job, int64_t tile_begin, int64_t
     }
   }
 }
-
-// Weights as they are, [N, K]: for where Accelerate is missing.
-static void linear_f32_rows(const LinearJob& job, int64_t tile_begin, int64_t tile_end, int64_t panel_begin,
-                            int64_t panel_end) {
-  float sums[4 * kPanel];
-  const LinearArgs& a = job.args;
-  for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-    const float* w = static_cast<const float*>(a.packed) + panel * kPanel * a.k;
-    for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
-      const int64_t row = job.row(tile), rows = job.row(tile + 1) - row;
-      for (int64_t r = 0; r < rows; ++r) {
-        const float* x = a.x + (row + r) * a.ldx;
-        for (int64_t c = 0; c < kPanel; ++c) {
-          f32x8 total = splat(0.0f);
-          for (int64_t k = 0; k < a.k; k += 8) total += load_n(x + k, a.k - k) * load_n(w + c * a.k + k, a.k - k);
-          sums[r * kPanel + c] = sum(total);
-        }
-      }
-      store_tile(job, row, rows, panel, sums);
-    }
-  }
-}

@@ -522,12 +522,11 @@ void bind_kernels(py::module_& module) {
   m.def("list", &list_kernels);
   m.def("table", [] { return std::vector<int>(std::begin(ek::kTable), std::end(ek::kTable)); });
   m.def("formats", &list_formats);
-#if defined(EDGEC_AMX_MODEL)
-  m.def("use_accelerate", [](const std::string& path) {
-    static std::string kept = path;
-    ek::set_accelerate_library(kept.c_str());
+  m.def("use_accelerate", [](const std::string& library) {
+    ek::set_accelerate_library(library.empty() ? nullptr : library.c_str());
     return ek::accelerate_features() != 0;
   });
+#if defined(EDGEC_AMX_MODEL)
   bind_amx_model(m);
 #endif
 }

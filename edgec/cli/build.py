@@ -64,9 +64,9 @@ def build(
     target
         What to compile for; `edgec targets` lists them.
     matrix_unit
-        What products of many rows run on, of what the target has: auto (its matrix unit), none (its vector unit), amx or
-        sme by name; on macOS also accelerate, the system's library, for fp32 weights. docs/amx.md says what AMX is, and
-        when to leave it out.
+        What products of many rows run on, of what the target has: auto (its matrix unit, and on macOS the system's library
+        Accelerate for fp32 weights), none (its vector unit), amx or sme by name, accelerate (the library alone).
+        docs/amx.md says what AMX is, and when to leave it out.
     output
         The artifact to write; by default the model's name with .edgec, in this folder.
     weights

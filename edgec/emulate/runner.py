@@ -32,16 +32,7 @@ _FLAGS = ("-std=c++20", "-O2", "-DNDEBUG", "-fvisibility=hidden", "-fwrapv", "-W
 # of qemu's CPUs, the one that has what a target has and little more; else "max" with features taken away
 _QEMU_CPUS = {"cortex-a72": "cortex-a72", "cortex-a76": "cortex-a76", "cortex-a55": "cortex-a55",
               "neoverse-n1": "neoverse-n1"}  # fmt: skip
-_OPTIONAL = (
-    "dotprod",
-    "i8mm",
-    "sme2",
-    "amx",
-    "amx2",
-    "accelerate",
-    "avx2",
-    "avx512vnni",
-)  # kernels choose by these at load
+_OPTIONAL = ("dotprod", "i8mm", "sme2", "amx", "amx2", "avx2", "avx512vnni")  # kernels choose by these at load
 
 
 def sources() -> Path:

@@ -70,12 +70,24 @@ def package():
     return environment.build_extension()
 
 
+@pytest.fixture(scope="module")
+def sgemm():
+    """A library with cblas_sgemm in the place of Accelerate."""
+    source = environment.PROJECT / "tests/cpp/sgemm.cpp"
+    return str(environment.build("libsgemm.so", [source], link_flags=("-shared",)))
+
+
 @pytest.mark.parametrize(("bits", "chosen"), [(512, ""), (256, "sme2"), (128, "sme2")])
-def test_properties(package, bits, chosen):
+def test_properties(package, sgemm, bits, chosen):
     """The kernels' Hypothesis tests in an arm64 Python; nothing of the Arm table may be skipped."""
-    tests = [str(environment.PROJECT / "tests/property" / name) for name in ("test_kernels.py", "test_kernels_ops.py")]
+    tests = [
+        str(environment.PROJECT / "tests/property" / name)
+        for name in ("test_kernels.py", "test_kernels_ops.py", "test_accelerate.py")
+    ]
     options = ["-q", "-p", "no:cacheprovider", "--noconftest", "-rs", "-c", os.devnull, "-k", chosen]
-    done = environment.python(["-m", "pytest", *options, *tests], package, bits, EDGEC_TEST_ARM="")
+    done = environment.python(
+        ["-m", "pytest", *options, *tests], package, bits, EDGEC_TEST_ARM="", EDGEC_TEST_SGEMM=sgemm
+    )
     assert done.returncode == 0 and " passed" in done.stdout and "skipped" not in done.stdout, (
         done.stdout[-3000:] + done.stderr[-2000:]
     )

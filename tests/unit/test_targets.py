@@ -107,10 +107,10 @@ def test_arm_host(monkeypatch, flags, cpu, requires):
 @pytest.mark.parametrize(
     ("name", "unit", "layouts"),
     [
-        ("apple-m1", "auto", ("n32k1",)),
-        ("apple-m3", "amx", ("n32k1",)),
+        ("apple-m1", "auto", ("n32k1", "nk")),
+        ("apple-m3", "amx", ("n32k1", "nk")),
         ("apple-m2", "none", ()),
-        ("apple-m4", "sme", ("n32k4",)),
+        ("apple-m4", "sme", ("n32k4", "nk")),
         ("apple-m4", "none", ()),
         ("apple-m1", "accelerate", ("nk",)),
         ("apple-a17", "auto", ()),
@@ -120,7 +120,8 @@ def test_arm_host(monkeypatch, flags, cpu, requires):
 def test_matrix_unit(name, unit, layouts):
     target = targets.with_unit(targets.load(name), unit)
     assert target.layouts == layouts
-    assert ("amx" in target.kernel_features) == (layouts == ("n32k1",))
+    assert ("amx" in target.kernel_features) == ("n32k1" in layouts)
+    assert ("accelerate" in target.kernel_features) == ("nk" in layouts)
     assert ("amx2" in target.kernel_features) == (name == "apple-m3")
 
 
@@ -159,7 +160,8 @@ def test_layouts_of_packed_weights_follow_the_matrix_unit():
     for name in FILES:
         assert set(targets.load(name).packed) <= known, name
     m4 = targets.load("apple-m4")
-    assert m4.layouts == ("n32k4",) and replace(m4, matrix_unit="none").layouts == ()
+    assert m4.layouts == ("n32k4", "nk") and replace(m4, matrix_unit="none").layouts == ()
     assert kernels.format_name(4, 64, False, layouts=m4.layouts) == "u4g64n32k4"
     assert kernels.format_name(8, 0, layouts=m4.layouts) == "s8n16k4"  # there is no other
-    assert kernels.format_name(4, 32) == "s4g32n16k4" and kernels.format_name(32, layouts=m4.layouts) == "f32n16"
+    assert kernels.format_name(4, 32) == "s4g32n16k4" and kernels.format_name(32) == "f32n16"
+    assert kernels.format_name(32, layouts=m4.layouts) == "f32nk"

@@ -6,7 +6,7 @@ usage: python bench/pruning.py minilm  [--prune SPEC ...] [--texts 2000] [--weig
 
 minilm: accuracy of a linear probe (logistic regression on mean-pooled sentence embeddings; the label is the sign of a movie
 snippet's rating) on half of the texts, fitted to the other half, and latency of 128 tokens, batch 1. "transferred": the
-probe that was fitted to the embeddings of the whole model. Calibration takes 256 of the texts that probes are fitted to,
+probe that was fitted to the embeddings of the whole model. Calibration takes 1024 of the texts that probes are fitted to,
 without labels. smollm2: perplexity of movie snippets, and tokens a second behind 128 tokens; calibration takes others.
 Latencies: the whole model and the pruned ones take turns in one process, medians.
 """
@@ -110,7 +110,7 @@ def minilm(args, folder: Path) -> dict:
     texts, labels = snippets(args.seed)
     texts, labels, half = texts[: args.texts], labels[: args.texts], args.texts // 2
     calib = folder / "calib.txt"
-    calib.write_text("\n".join(texts[:256]))
+    calib.write_text("\n".join(texts[: min(1024, half)]))
     found = builds(model, args.prune, args.weights, calib, folder)
     embedded = {name: embed(session, tokenizer, texts) for name, (_, session, _) in found.items()}
     whole = embedded["whole"]

@@ -18,7 +18,7 @@ from edgec import kernels
 from edgec.calibrate.data import Calibration, caches, empty_caches
 from edgec.distill import losses
 from edgec.distill.fit import Plan, Tick, fit
-from edgec.distill.lesson import Lesson
+from edgec.distill.lesson import Lesson, halves
 from edgec.distill.torch_graph import TorchGraph
 from edgec.errors import EdgecError
 from edgec.ir.data import Data
@@ -129,7 +129,8 @@ class Vector(torch.nn.Module):
 
 
 def learnable(graph: Graph) -> dict[Node, Scales | Vector]:
-    """What of the graph's constants learns. Weights of the 4.25-bit format keep their scales, which are no free numbers."""
+    """What of the graph's constants learns. Weights of the 4.25-bit format keep their scales, which are no free numbers, and
+    those of 8 bits, which have lost next to nothing."""
     found: dict[Node, Scales | Vector] = {}
     for node in graph.nodes():
         for place in VECTORS.get(node.op, ()):
@@ -139,7 +140,7 @@ def learnable(graph: Graph) -> dict[Node, Scales | Vector]:
         if node.op in SCALES:
             c = node.inputs[1 if node.op == "linear" else 0]
             e = c.type.encoding if c is not None and c.op == "constant" else None
-            if e is not None and not e.table and c not in found:
+            if e is not None and not e.table and e.bits < 8 and c not in found:
                 found[c] = Scales(c["data"])
     return found
 
@@ -165,7 +166,8 @@ def heal(
                          "Leave out --distill")  # fmt: skip
     skip = _caches(source) | _caches(graph)
     outputs = losses.outputs_of(source, graph, {}, tuple(skip))
-    lesson = Lesson(TorchGraph(source), _Narrower(graph, learned), outputs, batch=o.batch or _batch(found))
+    batch = o.batch or _batch(found)
+    lesson = Lesson(TorchGraph(source), _Narrower(graph, learned), outputs, batch=batch, half=halves())
     lesson.take(found.feeds, found.valid, found.samples)
     report = Report()
     report.vectors, report.scales = (
@@ -192,11 +194,11 @@ def heal(
 class _Narrower(TorchGraph):
     """A graph whose caches may have fewer heads than those of the feeds, if these are empty."""
 
-    def forward(self, feeds, keep=(), parameters=None):
+    def forward(self, feeds, keep=(), parameters=None, outputs=None):
         if self.past is None:
             self.past = caches(self.graph).keys()
         given = {k: v for k, v in feeds.items() if k not in self.past or 0 not in v.shape}
-        return super().forward(empty_caches(self.graph, given) | given, keep, parameters)
+        return super().forward(empty_caches(self.graph, given) | given, keep, parameters, outputs)
 
     past: Iterable[str] | None = None
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 
-from edgec.distill import losses
+from edgec.distill import head, losses
 from edgec.distill.torch_graph import TorchGraph
 from edgec.errors import EdgecError
 from edgec.ir.dims import symbol_name
@@ -19,8 +19,13 @@ CACHED = 1 << 29  # bytes of teacher's values that are kept instead of computed 
 Inner = tuple[losses.HiddenLoss, Node, Node, torch.nn.Module]
 
 
+def halves() -> bool:
+    """Whether this CPU multiplies in bf16: twice as fast as in f32, where it does."""
+    return any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile"))
+
+
 class Lesson:
-    """refresh: called before the student is measured. batch: samples a step."""
+    """refresh: called before the student is measured. batch: samples a step. half: products of training steps in bf16."""
 
     def __init__(
         self,
@@ -32,9 +37,13 @@ class Lesson:
         pairs: Sequence[Inner] = (),
         batch: int = 32,
         refresh: Callable[[], None] = lambda: None,
+        half: bool = False,
     ):
         self.teacher, self.student, self.outputs, self.pairs = teacher, student, outputs, pairs
-        self.temperature, self.batch, self.refresh = temperature, batch, refresh
+        self.temperature, self.batch, self.refresh, self.half = temperature, batch, refresh, half
+        found = {d.name: head.head_of(d, teacher, student) for d in outputs}
+        self.heads = {name: h for name, h in found.items() if h is not None}
+        self.plain = [d.name for d in outputs if d.name not in self.heads]
 
     def take(self, feeds: Sequence[dict[str, np.ndarray]], valid: Sequence[np.ndarray | None], samples: int) -> None:
         """The data: feeds of both, and which [batch, tokens] are text (None: all). A tenth is kept out of training.
@@ -75,18 +84,22 @@ class Lesson:
         self.feeds, self.valid, self.accumulate = feeds, valid, 1
 
     def answers(self, number: int) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """The teacher's outputs and hidden values. Raises EdgecError EC1303 for numbers that are not finite."""
+        """The teacher's outputs (of a head the rows that it reads) and hidden values. Raises EdgecError EC1303 for numbers
+        that are not finite."""
         if number in self.cache:
             return self.cache[number]
         names = {n["name"] for n in self.teacher.inputs}
+        inside = [t for _, t, _, _ in self.pairs]
         with torch.no_grad():
             feeds = {k: v for k, v in self.feeds[number].items() if k in names}
-            values, kept = self.teacher(feeds, keep=[t for _, t, _, _ in self.pairs])
-        outputs = {loss.name: values[loss.name] for loss in self.outputs}
+            read = [h.teacher.inputs[0] for h in self.heads.values()]
+            values, kept = self.teacher(feeds, keep=[*inside, *read], outputs=self.plain)
         valid = self._valid(number)
+        outputs = {name: values[name] for name in self.plain}
+        outputs |= {name: losses.rows(kept[h.teacher.inputs[0]], valid) for name, h in self.heads.items()}
         for name, value in outputs.items():
             losses.check_finite(f"the teacher's output {name!r}", losses.rows(value, valid))
-        found = outputs, [kept[t] for _, t, _, _ in self.pairs]
+        found = outputs, [kept[t] for t in inside]
         size = sum(v.nbytes for v in (*outputs.values(), *found[1]))
         if self.cached + size <= CACHED:
             self.cache[number], self.cached = found, self.cached + size
@@ -96,23 +109,33 @@ class Lesson:
         valid = self.valid[number]
         return None if valid is None else torch.from_numpy(valid)
 
-    def _losses(self, number: int) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
-        """(loss of each output, of hidden values, the student's outputs)"""
-        wanted, inside = self.answers(number)
+    def _run(self, number: int) -> tuple[dict[str, Tensor], dict[Node, Tensor]]:
+        """The student's outputs but those of heads, and the values that losses need."""
         names = {n["name"] for n in self.student.inputs}
         feeds = {k: v for k, v in self.feeds[number].items() if k in names}
-        got, kept = self.student(feeds, keep=[s for *_, s, _ in self.pairs])
-        valid, temperature = self._valid(number), self.temperature
-        found = {d.name: losses.distance(d, wanted[d.name], got[d.name], valid, temperature) for d in self.outputs}
-        hidden = torch.zeros(())
-        for (loss, _, s, project), value in zip(self.pairs, inside):
-            hidden = hidden + loss.weight * losses.hidden(loss, value, kept[s], valid, project)
-        return found, hidden, got
+        keep = [s for *_, s, _ in self.pairs] + [i for h in self.heads.values() for i in h.student.operands()]
+        return self.student(feeds, keep=keep, outputs=self.plain)
 
     def loss(self, number: int) -> Tensor:
         """Of the batch that is this one of those trained on."""
-        found, hidden, _ = self._losses(self.trained[number])
-        return torch.stack([d.weight * found[d.name] for d in self.outputs]).sum() + hidden
+        number = self.trained[number]
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
+            wanted, inside = self.answers(number)
+            got, kept = self._run(number)
+            valid, found = self._valid(number), []
+            for d in self.outputs:
+                if d.name in self.heads:
+                    h = self.heads[d.name]
+                    x, *values = (kept[i] for i in h.student.operands())
+                    rows = losses.rows(x, valid)
+                    value = head.kl(h, self.teacher, self.student, wanted[d.name], rows, values, self.temperature)
+                else:
+                    value = losses.distance(d, wanted[d.name], got[d.name], valid, self.temperature)
+                found.append(d.weight * value)
+            total = torch.stack(found).sum()
+            for (loss, _, s, project), value in zip(self.pairs, inside):
+                total = total + loss.weight * losses.hidden(loss, value, kept[s], valid, project)
+        return total
 
     def measure(self) -> tuple[dict[str, float], dict[str, float]]:
         """On what was kept out: the mean loss of each output, and the share of rows where both choose the same (kl)."""
@@ -122,15 +145,31 @@ class Lesson:
         same: dict[str, list[float]] = {d.name: [] for d in self.outputs if d.kind in ("kl", "probabilities")}
         with torch.no_grad():
             for number in self.held:
-                found, _, got = self._losses(number)
-                for name, value in found.items():
-                    losses.check_finite(f"the loss of {name!r}", value)
-                    sums[name].append(value.item())
-                for name, rows in same.items():
-                    t, s = (losses.rows(x[name], self._valid(number)) for x in (self.answers(number)[0], got))
-                    rows.append((t.argmax(-1) == s.argmax(-1)).float().mean().item())
+                for d, value, agree in self._measured(number):
+                    losses.check_finite(f"the loss of {d.name!r}", value)
+                    sums[d.name].append(value.item())
+                    if d.name in same:
+                        same[d.name].append(agree)
         self.student.train()
         return tuple({k: float(np.mean(v)) for k, v in d.items()} for d in (sums, same))  # type: ignore[return-value]
+
+    def _measured(self, number: int) -> Iterator[tuple[losses.OutputLoss, Tensor, float]]:
+        """(output, its loss, share of rows where both choose the same) in f32."""
+        wanted, (got, kept), valid = self.answers(number)[0], self._run(number), self._valid(number)
+        for d in self.outputs:
+            pairs = [(wanted[d.name], got.get(d.name))]
+            mask = valid
+            if d.name in self.heads:
+                h, mask = self.heads[d.name], None
+                x, *values = (kept[i] for i in h.student.operands())
+                pairs = head.logits(h, self.teacher, self.student, wanted[d.name], losses.rows(x, valid), values)
+            total, agree, count = torch.zeros(()), 0.0, 0
+            for t, s in pairs:
+                rows = [losses.rows(x, mask) for x in (t, s)]
+                total = total + losses.distance(d, t, s, mask, self.temperature) * len(rows[0])
+                agree += float((rows[0].argmax(-1) == rows[1].argmax(-1)).sum())
+                count += len(rows[0])
+            yield d, total / max(count, 1), agree / max(count, 1)
 
 
 def _trimmed(feeds: dict[str, np.ndarray], valid: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:

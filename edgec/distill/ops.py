@@ -407,7 +407,10 @@ def _attention(q, k, v, mask, scale, causal, window, softcap, q_layout, k_layout
             mask = block if mask is None else mask + block
         if mask is not None:  # torch wants a mask that has all of its axes
             mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape).expand(*(-1,) * 2, s, t)
-        y = F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
+        if torch.is_autocast_enabled("cpu"):  # its gradient is slower in bf16
+            q, k, v = (x.float() for x in (q, k, v))
+        with torch.autocast("cpu", enabled=False):
+            y = F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
     return y.transpose(1, 2) if out_layout == "bshd" else y
 
 

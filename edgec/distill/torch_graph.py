@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -61,6 +61,8 @@ class TorchGraph(torch.nn.Module):
         self.constants: dict[Node, Tensor] = {
             n: tensor_of(n["data"].array(), self.dtypes) for n in nodes if n.op == "constant" and n not in self.learned
         }
+        self.halves: dict[Node, Tensor] = {}
+        self.weights = {n.inputs[1] for n in nodes if n.op == "linear"}
         for i, value in enumerate(self.learned.values()):
             if isinstance(value, torch.nn.Parameter):
                 self.register_parameter(f"learned{i}", value)
@@ -72,8 +74,10 @@ class TorchGraph(torch.nn.Module):
         feeds: Mapping[str, np.ndarray | Tensor],
         keep: Iterable[Node] = (),
         parameters: Mapping[str, int] | None = None,
+        outputs: Collection[str] | None = None,
     ) -> tuple[dict[str, Tensor], dict[Node, Tensor]]:
-        """The outputs by name, and the values of the nodes in `keep`. parameters: as evaluate.run's.
+        """The outputs by name (all, or those asked for), and the values of the nodes in `keep`. parameters: as
+        evaluate.run's.
 
         Raises EdgecError EC1601, EC1603 (inputs that do not fit), EC1605 (a value that an op cannot take)."""
         given = {
@@ -86,8 +90,21 @@ class TorchGraph(torch.nn.Module):
         for name, default in self.graph.parameters.items():
             env[name] = (parameters or {}).get(name, evaluate(default, env))
         run = _Run(self, given, env, keep)
-        outputs = {name: run(node) for name, node in self.graph.outputs}
-        return outputs, {node: run(node) for node in run.keep}
+        wanted = [(name, node) for name, node in self.graph.outputs if outputs is None or name in outputs]
+        return {name: run(node) for name, node in wanted}, {node: run(node) for node in run.keep}
+
+    def apply(self, node: Node, args: Sequence[Tensor | None], env: Mapping[str, int] = {}):
+        """What the node's op makes of these values."""
+        return TORCH[node.op](*args, **bind_attrs(node.attrs, env))
+
+    def constant(self, node: Node) -> Tensor:
+        """The value of a constant that does not learn; under autocast that of a product's weight is halved once."""
+        value = self.constants[node]
+        if not torch.is_autocast_enabled("cpu") or node not in self.weights or value.dtype != torch.float32:
+            return value
+        if node not in self.halves:
+            self.halves[node] = value.to(torch.get_autocast_dtype("cpu"))
+        return self.halves[node]
 
 
 class _Run(Evaluator):
@@ -128,6 +145,8 @@ class _Run(Evaluator):
             return self.values[a if self.values[pred] else b]
         attrs = bind_attrs(node.attrs, self.env)
         args = [None if i is None else self.values[i] for i in node.inputs]
+        if node.op == "linear" and node.inputs[1] in m.constants:
+            args[1] = m.constant(node.inputs[1])
         if node.op == "cast":
             return args[0].to(m.dtypes[attrs["dtype"]])
         if node.op == "iota":

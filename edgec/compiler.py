@@ -23,7 +23,7 @@ from edgec.ir.node import Graph, Node
 from edgec.ir.text import print_graph
 from edgec.ir.types import FLOATS
 from edgec.ir.verify import verify
-from edgec.options import BuildReport, Options
+from edgec.options import UNIFORM, BuildReport, Options
 from edgec.testing.inputs import input_ranges
 
 PHASES = ("import", "rewrite", "quantize", "lower", "write")
@@ -208,17 +208,12 @@ class Build:
             tick=self._share,
         )
         before, self._encoding = self.graph, options
+        if o.bits is not None and o.bits > 4.25:
+            options = self._mixed(options, o.bits)
         if self.calibration is not None:
-            from edgec.calibrate.allocate import allocate, window
             from edgec.calibrate.quantize import solve
-            from edgec.loss import sensitivities
 
             self.graph = q.products(self.graph, options)
-            if o.bits is not None and o.bits > 4.25:
-                feed = window(self.graph, self.calibration.feeds[0])
-                options = allocate(
-                    self.graph, options, o.bits, lambda a, b: sensitivities(a, b, feed, tick=self._share)
-                )
             options = solve(self.graph, self.calibration, options, tick=self._share)
         self.graph, self.report.weights = q.quantize(self.graph, options)
         if any(w["bits"] < 32 for w in self.report.weights):
@@ -228,6 +223,19 @@ class Build:
         self.dump("quantize", self.graph)
         self._done()
         return self.graph
+
+    def _mixed(self, options: Any, bits: float) -> Any:
+        """The options with a plan of so many bits on average: by measurement where there are data, else all alike."""
+        from edgec.calibrate.allocate import allocate, window
+        from edgec.loss import sensitivities
+        from edgec.rewrites.quantize import products
+
+        assert self.graph is not None
+        graph = products(self.graph, options)
+        if self.calibration is None:
+            return allocate(graph, options, bits, None)
+        feed = window(graph, self.calibration.feeds[0])
+        return allocate(graph, options, bits, lambda a, b: sensitivities(a, b, feed, tick=self._share))
 
     def unencoded(self) -> Graph:
         """A graph of the quantized one's structure with the weights as they were, for comparisons."""
@@ -479,8 +487,8 @@ def build(
     (inputs and outputs). max_context: tokens that a kept cache may hold. out: default the model's name with .edgec.
     stop_after: one of PHASES; nothing is written unless it is the last. tokenizer: folder whose tokenizer, chat
     template and configs the artifact takes along, default the model's own; "none" for nothing. bits: 4.25 takes int4
-    weights from a table of 16 uneven values, more gives some linears 8 bits for that average, those that need it most
-    by what each alone does to the outputs (with calib only); None chooses steps of equal size in 4.5 or 4.625 bits.
+    weights from a table of 16 uneven values; more gives some linears 6 or 8 bits for that average, those that need it most
+    by what each alone does to the outputs (with calib), or all alike; None chooses steps of equal size in 4.5 or 4.625 bits.
     embedding: bits of tables (and of the head that is tied to one) under int4. prune, speedup: what to remove, as
     calibrate.prune.request reads it ("20%", "ffn=30%,layers=2", "1.5x"). calib: a file or folder of calibration data
     (`calibrate.data`) that weights are fitted to. cache: True or a folder keeps encoded weights for later builds, so that
@@ -498,10 +506,9 @@ def build(
             raise EdgecError("EC1002", "--distill needs torch", hint="Install it: pip install 'edgec[distill]'")
         if weights == "fp32" and prune is None and speedup is None:
             raise EdgecError("EC1001", "fp32 weights lose nothing that could heal", "--distill", "Leave it out")
-    if bits is not None and bits > 4.25 and calib is None:
-        raise EdgecError(
-            "EC1001", f"a mix of {bits} bits is chosen on data", "--bits", "Pass --calib FILE, or --bits 4.25"
-        )
+    if bits is not None and bits not in UNIFORM and calib is None:
+        hint = f"Pass --calib FILE, or one of {', '.join(map(str, UNIFORM))}"
+        raise EdgecError("EC1001", f"a mix of {bits} bits is chosen on data", "--bits", hint)
     factor = None if speedup is None else str(speedup)
     options = Options(
         target,

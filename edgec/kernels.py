@@ -158,6 +158,12 @@ def encode(
     return _call("encode", _k.encode, w, format, search, importance, threads)
 
 
+def units(scale: np.ndarray) -> np.ndarray:
+    """Of a table's scales [N, G]: the power of two that those of each row are multiples of, 127 times at most. f32 [N]."""
+    most = np.abs(scale.astype(np.float32)).max(1, initial=0)
+    return np.exp2(np.ceil(np.log2(np.maximum(most, 1e-30) / 127))).astype(np.float32)
+
+
 def to_float(x: np.ndarray, threads: int = 1) -> np.ndarray:
     """x [R, C] of float16, bfloat16 or float32 with any strides (a transposed one too) as contiguous float32."""
     bf16 = x.dtype.name == "bfloat16"

@@ -9,6 +9,7 @@ from typing import Any
 from edgec.errors import EdgecError
 
 WEIGHTS = ("int4", "int8", "fp32")
+UNIFORM = (4.25, 6.25, 8.5)  # --bits that need no data: all products alike
 KV_CACHES = ("auto", "fp32", "int8", "exposed")
 
 

@@ -141,7 +141,7 @@ def solve(w: np.ndarray, hessian: Hessian, encoding: Quantized, *, rounds: int =
         np.ascontiguousarray(w), encoding.bits, encoding.group, not encoding.zero, True,
         weights / max(float(weights.max()), 1e-30), threads or kernels.threads(), table=encoding.table,
     )  # fmt: skip
-    unit = _units(scale) if encoding.table else None
+    unit = kernels.units(scale) if encoding.table else None
     grid = Grid(encoding, np.ascontiguousarray(scale.T, np.float32), None if zero is None else
                 np.ascontiguousarray(zero.T, np.float32), unit)  # fmt: skip
     wt = np.ascontiguousarray(w.T)  # columns are rows here: each is contiguous
@@ -163,13 +163,6 @@ def solve(w: np.ndarray, hessian: Hessian, encoding: Quantized, *, rounds: int =
         np.ascontiguousarray(q.T).astype(np.int8 if zero is None else np.uint8),
         np.ascontiguousarray(scales.T).astype(np.float16), zero, loss, first, _loss(wt, 0, hessian.h),
     )  # fmt: skip
-
-
-def _units(scale: np.ndarray) -> np.ndarray:
-    """The power of two that the scales of each row are integers of: [N, G] f16 -> [N] f32."""
-    most = np.abs(scale.astype(np.float32)).max(1)
-    # 127 steps reach the largest: the smallest power of two that leaves it within 127
-    return np.exp2(np.ceil(np.log2(np.maximum(most, 1e-30) / 127))).astype(np.float32)
 
 
 def _loss(wt: np.ndarray, value, h: np.ndarray) -> np.ndarray:

@@ -86,7 +86,8 @@ def _centred(q: Tensor, zero: Tensor | None, group: int) -> Tensor:
 
 
 class Scales(torch.nn.Module):
-    """A quantized weight whose scales learn: delta is the change relative to each."""
+    """A quantized weight whose scales learn: delta is the change relative to each. Those of a table of uneven values stay
+    multiples of their row's unit."""
 
     def __init__(self, data: Data):
         super().__init__()
@@ -96,19 +97,26 @@ class Scales(torch.nn.Module):
         self.q = torch.from_numpy(np.array(parts["q"]))
         self.zero = torch.from_numpy(np.array(parts["zero"])) if e.zero else None
         self.scale = torch.from_numpy(parts["scale"].astype(np.float32))
+        self.unit = torch.from_numpy(kernels.units(parts["scale"]))[:, None] if e.table else None
         self.delta = torch.nn.Parameter(torch.zeros_like(self.scale))
 
-    def halves(self) -> Tensor:
-        """The scales as the artifact stores them, rounded to f16; gradients pass."""
+    def stored(self) -> Tensor:
+        """The scales as the artifact stores them; gradients pass."""
         scale = self.scale * (1 + self.delta)
-        return scale + (scale.detach().clamp(-65504, 65504).half().float() - scale.detach())
+        return scale + (self._rounded(scale.detach()) - scale.detach())
+
+    def _rounded(self, scale: Tensor) -> Tensor:
+        if self.unit is None:
+            return scale.clamp(-65504, 65504).half().float()
+        steps = (scale / self.unit).round_().clamp_(-127, 127)
+        return torch.where((steps == 0) & (self.scale != 0), self.scale.sign(), steps) * self.unit
 
     def forward(self) -> Tensor:
-        return _Dequantized.apply(self.halves(), self.q, self.zero, self.group)
+        return _Dequantized.apply(self.stored(), self.q, self.zero, self.group)
 
     def constant(self) -> Node:
         zero = None if self.zero is None else self.zero.numpy()
-        scale = self.halves().detach().numpy().astype(np.float16)
+        scale = self.stored().detach().numpy().astype(np.float16)
         return constant(Data.quantized(self.data.type, self.q.numpy(), scale, zero))
 
 
@@ -129,8 +137,7 @@ class Vector(torch.nn.Module):
 
 
 def learnable(graph: Graph) -> dict[Node, Scales | Vector]:
-    """What of the graph's constants learns. Weights of the 4.25-bit format keep their scales, which are no free numbers, and
-    those of 8 bits, which have lost next to nothing."""
+    """What of the graph's constants learns. Weights of 8 bits, which have lost next to nothing, keep their scales."""
     found: dict[Node, Scales | Vector] = {}
     for node in graph.nodes():
         for place in VECTORS.get(node.op, ()):
@@ -140,7 +147,7 @@ def learnable(graph: Graph) -> dict[Node, Scales | Vector]:
         if node.op in SCALES:
             c = node.inputs[1 if node.op == "linear" else 0]
             e = c.type.encoding if c is not None and c.op == "constant" else None
-            if e is not None and not e.table and e.bits < 8 and c not in found:
+            if e is not None and e.bits < 8 and c not in found:
                 found[c] = Scales(c["data"])
     return found
 

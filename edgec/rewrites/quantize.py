@@ -240,7 +240,7 @@ class Quantizer:
         options, (n, k) = self.options, data.shape
         if (planned := options.plan.get(data.key)) is not None:
             more = planned.bits > 4 and options.weights == "int4"
-            return planned, "4 bits would cost the outputs more than elsewhere" if more else ""
+            return planned, f"there was room for {planned.bits} bits here" if more else ""
         bits = 4 if options.weights == "int4" and (role == "linear" or options.embedding == 4) else 8
         if role != "linear" and options.weights == "int4" and options.embedding == 6:
             return Quantized(6, min(64, self.group8(k))), "embeddings are read in 6 bits"

@@ -11,6 +11,7 @@ from cli.conftest import mlp
 from distill.conftest import write_mlp
 
 import edgec
+from edgec import kernels
 from edgec.calibrate.data import Calibration
 from edgec.cli import main
 from edgec.distill.heal import Options, Scales, Vector, heal, learnable
@@ -104,9 +105,26 @@ def test_tails_of_groups_and_vectors_of_zeros():
     assert (v.delta.grad != 0).all()
 
 
-def test_weights_of_uneven_steps_keep_their_scales():
-    graph, _ = quantize(model(), scheme="table")
-    assert all(isinstance(m, Vector) for m in learnable(graph).values())
+def test_scales_of_uneven_steps_learn_and_stay_multiples_of_their_unit():
+    source = model()
+    graph, _ = quantize(source, scheme="table")
+    healed, report = heal(source, graph, samples(), Options(epochs=12, lr=8e-3, batch=16))
+    assert report.closed > 0.4 and report.scales
+    changed = 0
+    for old, new in zip(graph.nodes(), healed.nodes()):
+        if old.op == "constant" and old.type.encoding is not None and old.type.encoding.table:
+            a, c = old["data"].parts(), new["data"].parts()
+            np.testing.assert_array_equal(a["q"], c["q"])
+            steps = c["scale"].astype(np.float32) / kernels.units(a["scale"])[:, None]
+            np.testing.assert_array_equal(steps, np.clip(np.rint(steps), -127, 127))
+            assert ((c["scale"] != 0) == (a["scale"] != 0)).all()
+            changed += (a["scale"] != c["scale"]).sum()
+            # the artifact stores exactly these
+            format = kernels.format_name(4, 32, True, "linear", True, ())
+            n, k = new.shape
+            back = kernels.unpack(format, kernels.pack(format, c["q"], c["scale"], None), n, k)
+            np.testing.assert_array_equal(back[1], c["scale"])
+    assert changed > 1000
 
 
 def test_a_graph_that_gets_no_better_comes_back_as_it_was():

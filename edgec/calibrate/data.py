@@ -10,7 +10,8 @@
 | a folder | the same as NAME.npy files |
 
 Text is tokenized by the model's own tokenizer. For a causal language model the texts are joined and cut into windows of
-`length` tokens; for another model each text is a row, cut at `length`, padded and masked.
+`length` tokens; for another model each text is a row, cut at `length`, padded and masked. Rows and samples may have true labels
+(calibrate/labels.py): a field of .jsonl, or an array.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from edgec.calibrate import labels as truth
 from edgec.errors import EdgecError
 from edgec.ir.dims import evaluate, symbol_name, symbols_of
 from edgec.ir.node import Graph, Node
@@ -44,13 +46,15 @@ class Calibration:
     text a length that is a multiple of 32.
 
     valid: for each run which [batch, tokens] are text and no padding (bool), or None where all are or where it is not text.
-    samples: windows, texts or array samples in all. key: hash of all of it; equal keys, equal data.
+    samples: windows, texts or array samples in all. key: hash of all of it; equal keys, equal data. labels: for each run those
+    of its rows, where they are asked for (labels.py).
     """
 
     feeds: list[Feeds]
     valid: list[np.ndarray | None]
     samples: int
     key: str
+    labels: list[np.ndarray] | None = None
 
 
 def load(
@@ -61,12 +65,14 @@ def load(
     length: int | None = None,
     limit: int | None = None,
     seed: int = 0,
+    labels: str | None = None,
 ) -> Calibration:
     """Reads and checks everything before it returns.
 
     files: the model's text files by name (`frontend.folder.text_files`); "tokenizer.json" is needed for text. length: tokens
     of a window (default 256) or of the longest row (default 128). limit: windows (default 64), texts (default 1024) or samples
-    (default 256) to take; which ones, and their order, comes from the seed. Raises EdgecError EC1302 for data that does not
+    (default 256) to take; which ones, and their order, comes from the seed. labels: the field or array that holds true labels.
+    Raises EdgecError EC1302 for data that does not
     fit the graph (names, shapes, dtypes, too little of it, values that are not finite), EC1003 for a file that cannot be
     read, EC1701 or EC1702 where text cannot be tokenized or a conversation not be rendered, EC1001 for an argument.
     """
@@ -75,19 +81,23 @@ def load(
             raise EdgecError("EC1001", f"{value} is not a positive number", name)
     path, rng = Path(path), np.random.default_rng(seed)
     if path.is_dir() or path.suffix == ".npz":
-        return _from_arrays(_read_folder(path) if path.is_dir() else _read_npz(path), graph, limit, rng, str(path))
+        arrays = _read_folder(path) if path.is_dir() else _read_npz(path)
+        return _from_arrays(arrays, graph, limit, rng, str(path), labels)
     if path.suffix not in (".txt", ".jsonl"):
         raise EdgecError("EC1302", f"{path.suffix or 'a file without a suffix'} is none of {KINDS}", str(path))
     content = _read_text(path)
     if path.suffix == ".txt":
+        if labels is not None:
+            raise _unfit(f"a .txt has no labels {labels!r}", str(path), f'Write .jsonl: {{"text": ..., "{labels}": 0}}')
         return _from_texts(paragraphs(content), graph, files or {}, length, limit, rng, str(path))
     records = list(_records(content, str(path)))
     if not records:
         raise _unfit("it is empty", str(path), "Give it more texts")
     if all("text" in r or "messages" in r for _, r in records):
         texts = list(_conversations(records, files or {}, str(path)))
-        return _from_texts(texts, graph, files or {}, length, limit, rng, str(path))
-    return _from_arrays(_columns(records, graph, str(path)), graph, limit, rng, str(path))
+        true = None if labels is None else truth.of_records(records, labels, str(path))
+        return _from_texts(texts, graph, files or {}, length, limit, rng, str(path), true)
+    return _from_arrays(_columns(records, graph, str(path)), graph, limit, rng, str(path), labels)
 
 
 def paragraphs(content: str) -> list[str]:
@@ -237,14 +247,21 @@ def empty_caches(graph: Graph, feeds: Feeds) -> Feeds:
     return made
 
 
-def _from_arrays(arrays: Feeds, graph: Graph, limit: int | None, rng: np.random.Generator, where: str) -> Calibration:
-    past = caches(graph)
+def _from_arrays(
+    arrays: Feeds, graph: Graph, limit: int | None, rng: np.random.Generator, where: str, labels: str | None = None
+) -> Calibration:
+    past, true = caches(graph), None
+    if labels is not None:
+        if labels not in arrays:
+            raise _unfit(f"there are no labels {labels!r}", where, f"It has {_names(arrays)}")
+        true = truth.check(arrays.pop(labels), labels, where)
     wanted = {n["name"]: n for n in graph.inputs if n["name"] not in past or n["name"] in arrays}
     if unknown := arrays.keys() - wanted.keys():
         raise _unfit(f"the model has no input {_names(unknown)}", where, f"It has {_names(wanted)}")
     if missing := wanted.keys() - arrays.keys():
         raise _unfit(f"nothing is given for {_names(missing)}", where, f"It has {_names(arrays)}")
     counts = {name: a.shape[0] if a.ndim else 0 for name, a in arrays.items()}
+    counts |= {} if true is None or labels is None else {labels: len(true)}
     count = min(counts.values(), default=0)
     if count == 0 or len(set(counts.values())) > 1:
         listed = ", ".join(f"{n} {c}" for n, c in sorted(counts.items()))
@@ -261,14 +278,17 @@ def _from_arrays(arrays: Feeds, graph: Graph, limit: int | None, rng: np.random.
     take = min(count, max(whole, limit or 256))
     chosen = rng.permutation(count)[: take - take % whole]
     feeds: list[Feeds] = []
+    chosen_labels: list[np.ndarray] = []
     for at in range(0, len(chosen), rows):
         index = np.sort(chosen[at : at + rows])
+        chosen_labels += [] if true is None else [true[index]]
         feed = {n: np.ascontiguousarray(a[index] if batched else a[index[0]]) for n, a in arrays.items()}
         for name, value in feed.items():
             if value.dtype.kind == "f" and not np.isfinite(value).all():
                 raise _unfit(f"input {name!r} holds numbers that are not finite, in samples {index.tolist()}", where)
         feeds.append(feed | {k: v for k, v in empty_caches(graph, feed).items() if k not in feed})
-    return Calibration(feeds, [None] * len(feeds), len(chosen), _key(feeds))
+    key = _key(feeds, chosen_labels)
+    return Calibration(feeds, [None] * len(feeds), len(chosen), key, chosen_labels if true is not None else None)
 
 
 def _check_array(name: str, node: Node, array: np.ndarray, batched: bool, where: str) -> None:
@@ -295,6 +315,7 @@ def _from_texts(
     limit: int | None,
     rng: np.random.Generator,
     where: str,
+    labels: np.ndarray | None = None,
 ) -> Calibration:
     from edgec.rewrites import decoder
     from edgec.runtime.generate.text import Tokenizer
@@ -308,11 +329,15 @@ def _from_texts(
         reason = "the model has inputs that are not text: " + _names(n["name"] for n in graph.inputs)
         raise _unfit(reason, where, "Give arrays (.npz)")
     tokenizer = Tokenizer(files["tokenizer.json"])
-    texts = [texts[i] for i in rng.permutation(len(texts))]
+    order = rng.permutation(len(texts))
+    texts = [texts[i] for i in order]
     if not isinstance(causal, str):
+        if labels is not None:
+            raise _unfit("the texts of a causal language model have no labels: they are joined", where)
         return _windows(texts, graph, causal, tokenizer, length or 256, limit or 64, where)
     assert names is not None
-    return _padded(texts, graph, names, tokenizer, length or 128, limit or 1024, where)
+    labels = None if labels is None else labels[order]
+    return _padded(texts, graph, names, tokenizer, length or 128, limit or 1024, where, labels)
 
 
 def _text_inputs(graph: Graph) -> tuple[str, str | None, str | None] | None:
@@ -369,27 +394,29 @@ def _bounded(graph: Graph, dim, length: int) -> int:
     return max(low, length if high is None else min(length, high))
 
 
-def _padded(texts, graph: Graph, names, tokenizer, length: int, limit: int, where: str) -> Calibration:
+def _padded(texts, graph: Graph, names, tokenizer, length: int, limit: int, where: str, labels=None) -> Calibration:
     ports, (ids, mask, types) = _ports(graph), names
     rows, steps = ports[ids].shape
     vocab = vocabulary(graph, ports[ids])
-    encoded = [e for e in (tokenizer.encode(t) for t in texts[:limit]) if e]
-    _check_ids([i for e in encoded for i in e], vocab, where)
+    encoded = [(e, i) for i, e in enumerate(tokenizer.encode(t) for t in texts[:limit]) if e]  # i: of the text
+    _check_ids([token for e, _ in encoded for token in e], vocab, where)
     rows = rows if isinstance(rows, int) else min(ROWS, len(encoded) or 1)
     fixed = isinstance(steps, int)
-    length = steps if fixed else _bounded(graph, steps, min(length, max(map(len, encoded), default=1)))
-    encoded = sorted((e if len(e) <= length else [*e[: length - 1], e[-1]] for e in encoded), key=len)
+    length = steps if fixed else _bounded(graph, steps, min(length, max((len(e) for e, _ in encoded), default=1)))
+    encoded = sorted(((_cut(e, length), i) for e, i in encoded), key=lambda pair: len(pair[0]))
     encoded = encoded[len(encoded) % rows :]
-    if not encoded or sum(map(len, encoded)) < min(LEAST_TOKENS, limit):
-        raise _unfit(f"{sum(map(len, encoded))} tokens in {len(encoded)} texts are too few", where, "Give more text")
+    tokens = sum(len(e) for e, _ in encoded)
+    if not encoded or tokens < min(LEAST_TOKENS, limit):
+        raise _unfit(f"{tokens} tokens in {len(encoded)} texts are too few", where, "Give more text")
     if mask is None and not fixed:  # nothing would hide the padding: texts of one length instead
-        length = len(encoded[len(encoded) // 2])
-        encoded = [[*e[: length - 1], e[-1]] for e in encoded if len(e) >= length]
+        length = len(encoded[len(encoded) // 2][0])
+        encoded = [(_cut(e, length), i) for e, i in encoded if len(e) >= length]
         encoded = encoded[len(encoded) % rows :]
     feeds: list[Feeds] = []
     valid: list[np.ndarray | None] = []
+    chosen: list[np.ndarray] = []
     for at in range(0, len(encoded), rows):
-        batch = encoded[at : at + rows]
+        batch = [e for e, _ in encoded[at : at + rows]]
         here = length if fixed or mask is None else min(length, -(-len(batch[-1]) // STEP) * STEP)
         real = np.arange(here)[None] < np.array([len(e) for e in batch])[:, None]
         feed = {ids: np.array([e + [0] * (here - len(e)) for e in batch])}
@@ -397,7 +424,13 @@ def _padded(texts, graph: Graph, names, tokenizer, length: int, limit: int, wher
         feed |= {} if types is None else {types: np.zeros_like(real)}
         feeds.append({n: np.ascontiguousarray(a, numpy_dtype(ports[n].dtype)) for n, a in feed.items()})
         valid.append(None if real.all() else real)
-    return Calibration(feeds, valid, len(encoded), _key(feeds))
+        chosen += [] if labels is None else [labels[[i for _, i in encoded[at : at + rows]]]]
+    return Calibration(feeds, valid, len(encoded), _key(feeds, chosen), None if labels is None else chosen)
+
+
+def _cut(tokens: list[int], length: int) -> list[int]:
+    """At most so many, the last one (a separator) among them."""
+    return tokens if len(tokens) <= length else [*tokens[: length - 1], tokens[-1]]
 
 
 def vocabulary(graph: Graph, ids: Node) -> int:
@@ -412,9 +445,9 @@ def _check_ids(ids: Sequence[int], vocab: int, where: str) -> None:
                          "Pass the model's own tokenizer with --tokenizer")  # fmt: skip
 
 
-def _key(feeds: Iterable[Feeds]) -> str:
+def _key(feeds: Iterable[Feeds], labels: Sequence[np.ndarray] = ()) -> str:
     digest = hashlib.sha256()
-    for feed in feeds:
+    for feed in (*feeds, *({"": a} for a in labels)):
         for name, array in sorted(feed.items()):
             digest.update(f"{name} {array.dtype} {array.shape};".encode())
             digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)

@@ -27,6 +27,8 @@ def distill(
     output: Annotated[Path, Parameter(name=["--output", "-o"])],
     loss: tuple[str, ...] = (),
     hidden: tuple[str, ...] = (),
+    labels: str | None = None,
+    alpha: float = 0.5,
     temperature: float = 2.0,
     weights: Literal["int4", "int8", "fp32"] = "int4",
     group: int = 32,
@@ -39,6 +41,7 @@ def distill(
     length: int | None = None,
     samples: int | None = None,
     freeze: tuple[str, ...] = (),
+    answers: Path | None = None,
     seed: int = 0,
     dim: tuple[str, ...] = (),
     tokenizer: str | None = None,
@@ -61,6 +64,11 @@ def distill(
         cosine for vectors.
     hidden
         TEACHER=STUDENT: names of ONNX nodes whose values shall agree too, by a learned projection where sizes differ.
+    labels
+        OUTPUT=FIELD: true labels of an output of classes beside the teacher's answers: a field of .jsonl, or an array. A label is
+        a class from 0 on, or a share of each; samples may have none.
+    alpha
+        What part of that output's loss the labels are, the teacher's answers being the rest.
     temperature
         Of the distributions that kl compares.
     weights
@@ -85,6 +93,8 @@ def distill(
         Samples to take of the data, by default all.
     freeze
         Pattern of names of initializers that keep their values; repeat it for several.
+    answers
+        File to keep the teacher's answers in: the next run on the same data need not ask it again.
     seed
         The same seed gives the same student.
     dim
@@ -98,11 +108,15 @@ def distill(
     out = writable(output, "--output")
     if out.resolve() in (teacher.resolve(), student.resolve()):
         raise EdgecError("EC1001", "it would overwrite a model that is read", f"--output {out}", "Name another file")
+    if answers is not None and answers.resolve() == out.resolve():
+        raise EdgecError("EC1001", "it is the output", f"--answers {answers}", "Name another file")
     from edgec.distill import student as training
 
     options = training.Options(
         losses=dict(split_pair(text, "--loss", "OUTPUT=KIND") for text in loss),
         hidden=[split_pair(text, "--hidden", "TEACHER=STUDENT") for text in hidden],
+        labels=None if labels is None else split_pair(labels, "--labels", "OUTPUT=FIELD"),
+        alpha=alpha,
         temperature=temperature,
         weights=weights,
         group=group,
@@ -116,6 +130,7 @@ def distill(
         samples=samples,
         seed=seed,
         freeze=freeze,
+        answers=None if answers is None else writable(answers, "--answers"),
         dims=parse_dims(dim),
     )
     with progress(common.json) as tick:
@@ -142,6 +157,7 @@ def _show(found: dict[str, Any]) -> None:
             ),
             ("rounded", rounded + " while it trained" if rounded else None),
             *((name, _loss_text(found, name)) for name in found["before"]),
+            ("accuracy", _accuracy_text(found["accuracy"]) if found["accuracy"] else None),
         )
     )
 
@@ -149,6 +165,10 @@ def _show(found: dict[str, Any]) -> None:
 def _loss_text(found: dict[str, Any], name: str) -> str:
     text = f"{found['before'][name]:.4f} -> {found['after'][name]:.4f} from the teacher"
     return text + (f", the same choice in {found['agreement'][name]:.1%}" if name in found["agreement"] else "")
+
+
+def _accuracy_text(accuracy: dict[str, float]) -> str:
+    return f"{accuracy['student']:.1%} of the labels kept out, the teacher {accuracy['teacher']:.1%}"
 
 
 @contextmanager

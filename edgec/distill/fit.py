@@ -75,14 +75,7 @@ class Checkpoint:
         return found
 
     def save(self, state: dict) -> None:
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        try:
-            torch.save(state | {"key": self.key}, temporary)
-            os.replace(temporary, self.path)
-        except (OSError, RuntimeError) as error:
-            raise EdgecError("EC1003", f"the checkpoint cannot be written ({error})", str(self.path)) from None
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(state | {"key": self.key}, self.path)
         self.saved = time.perf_counter()
 
     def due(self) -> bool:
@@ -91,6 +84,18 @@ class Checkpoint:
     def remove(self) -> None:
         with contextlib.suppress(OSError):
             self.path.unlink(missing_ok=True)
+
+
+def write_whole(state: dict, path: Path) -> None:
+    """torch.save to a file that is whole or not there. Raises EdgecError EC1003."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        torch.save(state, temporary)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        raise EdgecError("EC1003", f"it cannot be written ({error})", str(path)) from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class Carried(Protocol):
@@ -129,7 +134,9 @@ def fit(
     """
     plan.check()
     torch.manual_seed(plan.seed)
-    optimizer = torch.optim.AdamW([{"weight_decay": plan.decay, "scale": 1.0} | g for g in groups], lr=plan.lr)
+    optimizer = torch.optim.AdamW(
+        [{"weight_decay": plan.decay, "scale": 1.0} | g for g in groups], lr=plan.lr, fused=True
+    )
     parameters = [p for g in optimizer.param_groups for p in g["params"]]
     history: list[float] = []
     before = 0.0

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from edgec.distill import head, losses
+from edgec.distill.fit import write_whole
 from edgec.distill.torch_graph import TorchGraph
 from edgec.errors import EdgecError
 from edgec.ir.dims import symbol_name
@@ -25,7 +27,8 @@ def halves() -> bool:
 
 
 class Lesson:
-    """refresh: called before the student is measured. batch: samples a step. half: products of training steps in bf16."""
+    """refresh: called before the student is measured. batch: samples a step. half: products of training steps in bf16. hard:
+    the true labels' part of a loss."""
 
     def __init__(
         self,
@@ -38,18 +41,28 @@ class Lesson:
         batch: int = 32,
         refresh: Callable[[], None] = lambda: None,
         half: bool = False,
+        hard: losses.LabelLoss | None = None,
     ):
         self.teacher, self.student, self.outputs, self.pairs = teacher, student, outputs, pairs
-        self.temperature, self.batch, self.refresh, self.half = temperature, batch, refresh, half
-        found = {d.name: head.head_of(d, teacher, student) for d in outputs}
+        self.temperature, self.batch, self.refresh, self.half, self.hard = temperature, batch, refresh, half, hard
+        labelled = None if hard is None else hard.name
+        found = {d.name: head.head_of(d, teacher, student) for d in outputs if d.name != labelled}
         self.heads = {name: h for name, h in found.items() if h is not None}
         self.plain = [d.name for d in outputs if d.name not in self.heads]
 
-    def take(self, feeds: Sequence[dict[str, np.ndarray]], valid: Sequence[np.ndarray | None], samples: int) -> None:
-        """The data: feeds of both, and which [batch, tokens] are text (None: all). A tenth is kept out of training.
+    def take(
+        self,
+        feeds: Sequence[dict[str, np.ndarray]],
+        valid: Sequence[np.ndarray | None],
+        samples: int,
+        labels: Sequence[np.ndarray] | None = None,
+    ) -> None:
+        """The data: feeds of both, which [batch, tokens] are text (None: all), and the true shares of classes f32[batch,
+        classes] (NaN: not known). A tenth is kept out of training.
 
         Raises EdgecError EC1302 for too little."""
         self.feeds, self.valid = list(feeds), list(valid)
+        self.labels = None if labels is None else list(labels)
         self._merge()
         count = len(self.feeds)
         if count < 2:
@@ -70,11 +83,12 @@ class Lesson:
         groups: dict[tuple, list[int]] = {}
         for i, feed in enumerate(self.feeds):
             groups.setdefault(tuple((k, v.shape[1:]) for k, v in sorted(feed.items())), []).append(i)
-        feeds, valid = [], []
+        feeds, valid, labels = [], [], []
         for members in groups.values():
             for at in range(0, len(members), self.accumulate):
                 some = members[at : at + self.accumulate]
                 feeds.append({k: np.concatenate([self.feeds[i][k] for i in some]) for k in self.feeds[some[0]]})
+                labels += [np.concatenate([self.labels[i] for i in some])] if self.labels is not None else []
                 masks = [self.valid[i] for i in some]
                 shape = next((m.shape for m in masks if m is not None), None)
                 whole = [np.ones(shape, bool) if m is None else m for m in masks] if shape else []
@@ -82,6 +96,23 @@ class Lesson:
                 if valid[-1] is not None and any_length:
                     feeds[-1], valid[-1] = _trimmed(feeds[-1], valid[-1])
         self.feeds, self.valid, self.accumulate = feeds, valid, 1
+        self.labels = None if self.labels is None else labels
+
+    def restore(self, path: Path, key: str) -> None:
+        """The teacher's answers that a run of the same key saved; another's are made again. Raises EdgecError EC1003."""
+        if not path.exists():
+            return
+        try:
+            found = torch.load(path, weights_only=True)
+            if found["key"] == key:
+                self.cache = found["answers"]
+                self.cached = sum(v.nbytes for a, b in self.cache.values() for v in (*a.values(), *b))
+        except Exception as error:
+            raise EdgecError("EC1003", f"it holds no answers of a teacher ({type(error).__name__})", str(path),
+                             "Delete it, or name another file with --answers") from None  # fmt: skip
+
+    def save(self, path: Path, key: str) -> None:
+        write_whole({"key": key, "answers": self.cache}, path)
 
     def answers(self, number: int) -> tuple[dict[str, Tensor], list[Tensor]]:
         """The teacher's outputs (of a head the rows that it reads) and hidden values. Raises EdgecError EC1303 for numbers
@@ -131,11 +162,35 @@ class Lesson:
                     value = head.kl(h, self.teacher, self.student, wanted[d.name], rows, values, self.temperature)
                 else:
                     value = losses.distance(d, wanted[d.name], got[d.name], valid, self.temperature)
-                found.append(d.weight * value)
+                found.append(d.weight * self._with_labels(d, value, got, number))
             total = torch.stack(found).sum()
             for (loss, _, s, project), value in zip(self.pairs, inside):
                 total = total + loss.weight * losses.hidden(loss, value, kept[s], valid, project)
         return total
+
+    def _with_labels(self, d: losses.OutputLoss, value: Tensor, got: dict[str, Tensor], number: int) -> Tensor:
+        if self.hard is None or self.labels is None or d.name != self.hard.name:
+            return value
+        true = losses.cross_entropy(d.kind, got[d.name], torch.from_numpy(self.labels[number]))
+        return (1 - self.hard.weight) * value + self.hard.weight * true
+
+    def accuracy(self) -> dict[str, float]:
+        """Of both on what was kept out, as the labels have it: the share of rows whose likeliest class they choose."""
+        if self.hard is None or self.labels is None:
+            return {}
+        right, known = {"teacher": 0, "student": 0}, 0
+        self.refresh()
+        self.student.eval()
+        with torch.no_grad():
+            for number in self.held:
+                true = torch.from_numpy(self.labels[number])
+                labelled = ~torch.isnan(true).any(1)
+                known += int(labelled.sum())
+                for who, outputs in (("teacher", self.answers(number)[0]), ("student", self._run(number)[0])):
+                    same = outputs[self.hard.name].argmax(-1) == true.argmax(-1)
+                    right[who] += int(same[labelled].sum())
+        self.student.train()
+        return {who: count / known for who, count in right.items()} if known else {}
 
     def measure(self) -> tuple[dict[str, float], dict[str, float]]:
         """On what was kept out: the mean loss of each output, and the share of rows where both choose the same (kl)."""

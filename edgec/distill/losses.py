@@ -38,6 +38,17 @@ class HiddenLoss:
     weight: float = 1.0
 
 
+@dataclass(frozen=True)
+class LabelLoss:
+    """True labels beside the teacher's answers: the loss of the output is (1 - weight) of what it was plus weight of the
+    cross entropy with the labels (Hinton et al., Distilling the Knowledge in a Neural Network,
+    https://arxiv.org/abs/1503.02531). labels: their field or array in the data."""
+
+    name: str
+    labels: str
+    weight: float = 0.5
+
+
 def outputs_of(teacher: Graph, student: Graph, chosen: Mapping[str, str], skip: Sequence[str] = ()) -> list[OutputLoss]:
     """A loss for each output of floats that both have; chosen: output -> kind, for these outputs only.
 
@@ -61,6 +72,18 @@ def outputs_of(teacher: Graph, student: Graph, chosen: Mapping[str, str], skip: 
             raise EdgecError("EC1001", f"{kind!r} is none of {', '.join(KINDS)}", "--loss")
         found.append(OutputLoss(name, kind))
     return found
+
+
+def classes_of(student: Graph, outputs: Sequence[OutputLoss], hard: LabelLoss | None) -> int:
+    """Classes of the output that has labels, 0 for none. Raises EdgecError EC1001 where it is none of classes."""
+    if hard is None:
+        return 0
+    known = {d.name: d for d in outputs if d.kind in ("kl", "probabilities")}
+    found = dict(student.outputs).get(hard.name)
+    if hard.name not in known or found is None or found.rank != 2 or not isinstance(found.shape[1], int):
+        raise EdgecError("EC1001", f"{hard.name!r} is no output [batch, classes] that is trained by kl or probabilities",
+                         "--labels", f"Outputs that choose: {_names(known)}")  # fmt: skip
+    return found.shape[1]
 
 
 def _floats(node: Node) -> bool:
@@ -94,6 +117,16 @@ def distance(loss: OutputLoss, teacher: Tensor, student: Tensor, valid: Tensor |
         t, s = t / temperature, s / temperature
     kl = F.kl_div(F.log_softmax(s, -1), F.log_softmax(t, -1), log_target=True, reduction="batchmean")
     return kl if loss.kind == "probabilities" else kl * temperature**2
+
+
+def cross_entropy(kind: str, student: Tensor, shares: Tensor) -> Tensor:
+    """With the true shares of classes f32[rows, classes], over the rows that are not NaN; 0 where all are."""
+    known = ~torch.isnan(shares).any(1)
+    if not known.any():
+        return student.sum() * 0
+    x, wanted = rows(student, None)[known], shares[known]
+    logs = x.clamp_min(1e-8).log() if kind == "probabilities" else F.log_softmax(x, -1)
+    return -(wanted * logs).sum(1).mean()
 
 
 def rows(x: Tensor, valid: Tensor | None) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 
 from edgec import frontend, kernels, rewrites
 from edgec.calibrate import data
+from edgec.calibrate.labels import shares
 from edgec.distill import losses
 from edgec.distill.fit import Checkpoint, Plan, Tick, fit
 from edgec.distill.lesson import Inner, Lesson
@@ -31,12 +32,15 @@ WEIGHTS = ("int4", "int8", "fp32")
 @dataclass(frozen=True)
 class Options:
     """What a run is asked for. losses: output -> kind, default all that both have. hidden: pairs of node names (teacher's,
-    student's). weights: what a build will make of the student. batch: samples a step. freeze: patterns of initializers that
-    keep their values. rate_of: pattern -> factor of the learning rate of the initializers that match."""
+    student's). labels: an output, and the field or array of the data with its true labels; alpha: their part of its loss.
+    weights: what a build will make of the student. batch: samples a step. freeze: patterns of initializers that keep their
+    values. answers: a file that keeps the teacher's answers for the next run on the same data."""
 
     losses: Mapping[str, str] = field(default_factory=dict)
     hidden: Sequence[tuple[str, str]] = ()
     hidden_weight: float = 1.0
+    labels: tuple[str, str] | None = None
+    alpha: float = 0.5
     temperature: float = 2.0
     weights: str = "int4"
     group: int = 32
@@ -51,6 +55,7 @@ class Options:
     seed: int = 0
     freeze: Sequence[str] = ()
     dims: Mapping[str, Any] = field(default_factory=dict)
+    answers: str | os.PathLike | None = None
 
     def check(self) -> None:
         if self.weights not in WEIGHTS:
@@ -58,12 +63,15 @@ class Options:
         for name in ("temperature", "epochs", "lr", "batch", "hidden_weight"):
             if not getattr(self, name) > 0:
                 raise EdgecError("EC1001", f"{getattr(self, name)} is not a positive number", f"--{name}")
+        if not 0 <= self.alpha <= 1:
+            raise EdgecError("EC1001", f"{self.alpha} is not between 0 and 1", "--alpha")
 
 
 @dataclass
 class Report:
     """before, after: the loss of each output on samples that were kept out of training, by output; agreement: of outputs
-    that choose (kl), the share of rows where both choose the same, after. history: the loss of each step."""
+    that choose (kl), the share of rows where both choose the same, after. accuracy: by the true labels of these samples,
+    "teacher" and "student", where there are labels. history: the loss of each step."""
 
     out: str
     steps: int = 0
@@ -75,6 +83,7 @@ class Report:
     before: dict[str, float] = field(default_factory=dict)
     after: dict[str, float] = field(default_factory=dict)
     agreement: dict[str, float] = field(default_factory=dict)
+    accuracy: dict[str, float] = field(default_factory=dict)
     history: list[float] = field(default_factory=list)
 
     def to_dict(self) -> dict:
@@ -101,16 +110,20 @@ def distill(
     o.check()
     teacher, student, out = model_file(Path(teacher)), model_file(Path(student)), Path(out)
     pair = Pair(teacher, student, o)
+    # all of the data is cut into the same batches whatever the seed, so that the teacher's answers hold for the next one
     found = data.load(samples, pair.teacher.graph, text_files(teacher, tokenizer), length=o.length, limit=o.samples or 1 << 20,
-                      seed=o.seed)  # fmt: skip
+                      seed=o.seed if o.samples else 0, labels=o.labels[1] if o.labels else None)  # fmt: skip
     pair.take(found)
     lesson = pair.lesson
     report = Report(str(out), samples=found.samples, held_out=len(lesson.held), parameters=pair.count)
     report.rounded = {node["name"]: m.encoding.bits for node, m in pair.rounded.items()}
+    taught = _digest((o.batch, o.losses, list(o.hidden), o.dims, found.key), teacher)
+    if o.answers is not None:
+        lesson.restore(Path(o.answers), taught)
     report.before = lesson.measure()[0]
     accumulate = lesson.accumulate
     steps = o.steps or max(1, round(o.epochs * len(lesson.trained) / accumulate))
-    key = _key(o, found.key, teacher, student)
+    key = _digest((replace(o, answers=None), found.key), teacher, student)
     checkpoint = Checkpoint(out.with_name(out.name + ".checkpoint"), key)
     plan = Plan(steps, o.lr, accumulate, seed=o.seed, minutes=o.minutes)
     started = None
@@ -124,13 +137,16 @@ def distill(
     report.history = fit(groups, lesson.loss, len(lesson.trained), plan, seen, checkpoint, carried)
     report.steps, report.seconds = len(report.history), started or 0.0
     report.after, report.agreement = lesson.measure()
+    report.accuracy = lesson.accuracy()
+    if o.answers is not None:
+        lesson.save(Path(o.answers), taught)
     frontend.replace(student, out, {n["name"]: p.detach().numpy() for n, p in pair.weights.items()})
     checkpoint.remove()
     return report
 
 
-def _key(o: Options, data_key: str, *models: Path) -> str:
-    digest = hashlib.sha256(repr((o, data_key)).encode())
+def _digest(what: tuple, *models: Path) -> str:
+    digest = hashlib.sha256(repr(what).encode())
     for model in models:
         for file in frontend.source_files(model):
             with open(file, "rb") as f:
@@ -194,8 +210,10 @@ class Pair:
                     torch.nn.Identity() if sizes[0] == sizes[1] else torch.nn.Linear(sizes[1], sizes[0], bias=False)
                 )
             self.pairs.append((losses.HiddenLoss(a, b, o.hidden_weight), t, s, project))
+        hard = None if o.labels is None else losses.LabelLoss(*o.labels, o.alpha)
+        self.classes = losses.classes_of(student, outputs, hard)
         self.lesson = Lesson(self.teacher, self.student, outputs, temperature=o.temperature, pairs=self.pairs, batch=o.batch,
-                             refresh=self._refresh)  # fmt: skip
+                             refresh=self._refresh, hard=hard)  # fmt: skip
 
     def take(self, found: data.Calibration) -> None:
         """The data, and the empty caches that the student alone has."""
@@ -208,7 +226,8 @@ class Pair:
                 raise EdgecError("EC1303", f"the teacher has no input {sorted(missing)[0]!r} of the student", None,
                                  "Export both with the same inputs")  # fmt: skip
             feeds = [f | {k: v for k, v in e.items() if k in names} for f, e in zip(feeds, extra)]
-        self.lesson.take(feeds, found.valid, found.samples)
+        true = found.labels and [shares(a, self.classes, str(self.options.labels)) for a in found.labels]
+        self.lesson.take(feeds, found.valid, found.samples, true)
 
     def _refresh(self) -> None:
         for module in self.rounded.values():

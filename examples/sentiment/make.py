@@ -1,21 +1,27 @@
 #!/usr/bin/env python3
 """Makes the model of `edgec demo`: MiniLM fine-tuned on movie snippets teaches a student of 3 layers, compiled to int4.
 
-usage: make.py [--work FOLDER] [--seed 0] [--epochs 0.75] [--student-epochs 3] [--ship] [--latency]
+usage: make.py [--work FOLDER] [--seeds 1] [--epochs 0.75] [--student-epochs 2] [--texts N] [--ship]
 
 Models and texts come from packages on PyPI (tests/fetch_models.py brings them). Every step leaves its result in the work
-folder and is not done again; half an hour on two cores.
+folder and is not done again; half an hour on two cores, ten minutes for each further seed.
 
-    teacher/   MiniLM-L6 with a head, fine-tuned: a text is positive or negative
-    pruned/    the same with the word pieces only that the texts use: what the student learns from
-    student/   3 of its layers with a quarter of their channels, a table of 96 columns; distilled through the roundings of int4
-    packed/    its weights in 4 bits, its rare word pieces gone; sentiment.edgec, and sentiment.zip that edgec ships (--ship)
+    teacher/         MiniLM-L6 with a head, fine-tuned: a text is positive or negative
+    pruned/          the same with the word pieces only that the texts use: what the students learn from
+    texts.jsonl      what they are trained on, with the raters' opinion where the text is of a film; answers: the teacher's
+    seed0/student/   3 of its layers with a quarter of their channels, a table of 96 columns; distilled through the roundings of
+                     int4, on the teacher's answers and the raters'
+    seed0/packed/    its weights in 4 bits, its rare word pieces gone
+    seed0/           sentiment.edgec, sentiment.zip that edgec ships (--ship), result.json
+
+python bench/student.py says how accurate and how fast they are.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import pathlib
 import re
@@ -24,7 +30,6 @@ import sys
 import time
 import zipfile
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 from models import ROOT, keep_pieces, with_pieces, write_packed, write_student, write_teacher
@@ -33,6 +38,7 @@ MODELS = pathlib.Path(os.environ.get("EDGEC_MODELS") or pathlib.Path.home() / ".
 LENGTH = 64  # tokens of the longest text in training
 FROZEN = ("embeddings.*", "encoder.layer.[012].*")  # of the teacher: half the work, and what it knows of words stays
 LAYERS, FFN, RANK, POSITIONS = (0, 2, 4), 384, 96, 128
+HIDDEN = [("encoder.layer.5/down/LayerNorm", "encoder.layer.2/down/LayerNorm")]  # the last layer of both
 COMMON = 8000  # of MiniLM's pieces, which are sorted by frequency, those that stay in any case
 
 
@@ -42,6 +48,20 @@ def snippets(name: str) -> list[tuple[float, str]]:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     rows = (line.split("\t") for line in lines)
     return [(float(row[1]), row[2]) for row in rows if len(row) == 3]
+
+
+def lesson(limit: int | None) -> list[dict]:
+    """Texts for the student: films with the shares of raters' opinion as label, those that are neither too; others without."""
+    test = {text for _, text in movie_texts()[1]}
+    films = [(rating, text) for rating, text in snippets("movieReviewSnippets") if text not in test]
+    shares = [1 / (1 + math.exp(-2 * rating)) for rating, _ in films]
+    rows: list[dict] = [{"text": text, "label": [1 - p, p]} for p, (_, text) in zip(shares, films)]
+    rows += [{"text": text} for text in other_texts()[::4]]
+    return rows[:: max(1, len(rows) // limit)] if limit else rows
+
+
+def other_texts() -> list[str]:
+    return [text for name in ("amazonReviewSnippets", "tweets") for _, text in snippets(name)]
 
 
 def movie_texts() -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
@@ -140,34 +160,35 @@ def make_pruned(work: pathlib.Path, teacher: pathlib.Path, texts: list[str]) -> 
     return folder
 
 
-def make_student(work: pathlib.Path, pruned: pathlib.Path, movie: list[str], others: list[str], args) -> pathlib.Path:
-    """Two thirds of the epochs on all texts, so that it knows more than films, the rest on the snippets."""
+def make_student(folder: pathlib.Path, pruned: pathlib.Path, rows: list[dict], args, seed: int) -> pathlib.Path:
     from edgec.distill.student import Options, distill
 
-    folder = work / "student"
     folder.mkdir(parents=True, exist_ok=True)
+    start, model, texts = folder / "start.onnx", folder / "model.onnx", args.work / "texts.jsonl"
     (folder / "tokenizer.json").write_bytes((pruned / "tokenizer.json").read_bytes())
-    start, mixed, model = folder / "start.onnx", folder / "mixed.onnx", folder / "model.onnx"
-    options = Options(embedding=4, lr=5e-4, length=LENGTH, seed=args.seed)
-    for source, out, texts, epochs in (
-        (start, mixed, movie + others, args.student_epochs * 2 / 3),
-        (mixed, model, movie, args.student_epochs / 3),
-    ):
-        if out.exists():
-            continue
-        if not start.exists():
-            write_student(pruned / "model.onnx", start, LAYERS, FFN, RANK, POSITIONS)
-        print(f"student: {len(texts)} texts through the roundings of int4", flush=True)
-        (work / "texts.txt").write_text("\n".join(" ".join(t.split()) for t in texts) + "\n")
-        report = distill(pruned, source, work / "texts.txt", out, replace(options, epochs=epochs), tick=_line)
-        out.with_suffix(".json").write_text(json.dumps(report.to_dict()))
+    if not model.exists():
+        texts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_student(pruned / "model.onnx", start, LAYERS, FFN, RANK, POSITIONS)
+        print(f"student {seed}: {len(rows)} texts through the roundings of int4", flush=True)
+        options = Options(
+            embedding=4,
+            lr=5e-4,
+            epochs=args.student_epochs,
+            length=LENGTH,
+            seed=seed,
+            labels=("logits", "label"),
+            hidden=HIDDEN,
+            hidden_weight=0.5,
+            answers=args.work / "answers",
+        )
+        report = distill(pruned, start, texts, model, options, tick=_line)
+        model.with_suffix(".json").write_text(json.dumps(report.to_dict()))
     return folder
 
 
-def make_packed(work: pathlib.Path, student: pathlib.Path, movie: list[str], others: list[str]) -> pathlib.Path:
-    """The student in 4 bits, with the pieces of the snippets and those that occur often elsewhere, and the archive of both
-    files that edgec ships."""
-    folder = work / "packed"
+def make_packed(folder: pathlib.Path, student: pathlib.Path, movie: list[str], others: list[str]) -> pathlib.Path:
+    """The student in 4 bits, with the pieces of the snippets and those that occur often elsewhere, and beside the folder the
+    archive of both files that edgec ships."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = tokenizer_of(student)
     kept, count = (Counter(i for e in tokenizer.encode_batch(t) for i in e.ids) for t in (movie, others))
@@ -177,91 +198,72 @@ def make_packed(work: pathlib.Path, student: pathlib.Path, movie: list[str], oth
     (folder / "tokenizer.json").write_text(json.dumps(pieces, ensure_ascii=False, separators=(",", ":")))
     write_packed(student / "model.onnx", folder / "model.onnx", rows, LENGTH)
     print(f"packed: {len(rows)} word pieces", flush=True)
-    with zipfile.ZipFile(work / "sentiment.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+    with zipfile.ZipFile(folder.parent / "sentiment.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for name in ("model.onnx", "tokenizer.json"):  # with a fixed date: equal content, equal bytes
             archive.writestr(zipfile.ZipInfo(name), (folder / name).read_bytes(), zipfile.ZIP_DEFLATED, 9)
     return folder
 
 
-def latency(work: pathlib.Path, session_of, threads: int, tokens: int = 24, seconds: float = 4.0) -> dict[str, float]:
-    """Median milliseconds of one text, the two taking turns."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    peer = onnxruntime.InferenceSession(str(work / "teacher/model.onnx"), options, providers=["CPUExecutionProvider"])
-    ours = session_of(threads)
-    ids = np.full((1, tokens), 200, np.int64)
-    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-    runs = {
-        "teacher_ms": lambda: peer.run(["logits"], feeds | {"token_type_ids": np.zeros_like(ids)}),
-        "student_ms": lambda: ours.run(["logits"], feeds),
-    }
-    took: dict[str, list[float]] = {name: [] for name in runs}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        for name, run in runs.items():
-            time.sleep(0.02)  # until the other's threads no longer spin
-            for i in range(25):
-                start = time.perf_counter()
-                run()
-                if i >= 5:
-                    took[name].append(time.perf_counter() - start)
-    found = {name: float(np.median(t)) * 1e3 for name, t in took.items()}
-    return found | {"times_faster": found["teacher_ms"] / found["student_ms"]}
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=pathlib.Path, default=ROOT / "build/sentiment")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=float, default=0.75)
-    parser.add_argument("--student-epochs", type=float, default=3.0)
-    parser.add_argument("--ship", action="store_true", help="put the archive where edgec demo finds it")
-    parser.add_argument("--latency", action="store_true", help="measure the latency of what is there, nothing else")
+    parser.add_argument("--seeds", type=int, default=1, help="students to train, all of one teacher")
+    parser.add_argument("--epochs", type=float, default=0.75, help="of the teacher")
+    parser.add_argument("--student-epochs", type=float, default=2.0)
+    parser.add_argument(
+        "--texts", type=int, help="texts to train and test with, by default all: fewer show that it runs"
+    )
+    parser.add_argument("--ship", action="store_true", help="put the first seed's archive where edgec demo finds it")
     args = parser.parse_args()
     import edgec
 
-    artifact = args.work / "sentiment.edgec"
-    if args.latency:
-        found = {f"{t} threads": latency(args.work, lambda n: edgec.load(artifact, threads=n), t) for t in (1, 2)}
-        print(json.dumps(found, indent=1))
-        return 0
-    began = time.perf_counter()
     train, test = movie_texts()
-    movie = [text for _, text in train]
-    others = [text for name in ("amazonReviewSnippets", "tweets") for _, text in snippets(name)]
-    teacher = make_teacher(args.work, train, args.epochs, args.seed)
-    pruned = make_pruned(args.work, teacher, movie + others)
-    student = make_student(args.work, pruned, movie, others[::4], args)
-    packed = make_packed(args.work, student, movie, others)
-    built = edgec.build(packed, embedding=4, out=artifact)
-    result: dict[str, float] = {"seed": args.seed, "test_texts": len(test)}
-    for name, folder in (("teacher", teacher), ("student", student), ("packed", packed)):
-        run = _by_onnxruntime(folder / "model.onnx")
-        result[f"{name}_accuracy"] = accuracy(run, tokenizer_of(folder), test)
-    session = edgec.load(artifact)
-    run = lambda f: session.run(["logits"], {k: f[k] for k in ("input_ids", "attention_mask")})[0]  # noqa: E731
-    result["artifact_accuracy"] = accuracy(run, tokenizer_of(packed), test)
-    result["share"] = result["artifact_accuracy"] / result["teacher_accuracy"]
-    result |= {
-        "artifact_mb": built.artifact_bytes / 1e6,
-        "shipped_mb": (args.work / "sentiment.zip").stat().st_size / 1e6,
-    }
-    result["seconds"] = time.perf_counter() - began
-    print(json.dumps(result, indent=1))
-    (args.work / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    films, others = [text for _, text in train], other_texts()
+    if args.texts:
+        train, test = (part[:: max(1, len(part) // args.texts)] for part in (train, test))
+    args.work.mkdir(parents=True, exist_ok=True)
+    teacher = make_teacher(args.work, train, args.epochs, 0)
+    pruned = make_pruned(args.work, teacher, films + others)
+    rows = lesson(args.texts)
+    theirs = accuracy(by_onnxruntime(teacher / "model.onnx"), tokenizer_of(teacher), test)
+    for seed in range(args.seeds):
+        folder = args.work / f"seed{seed}"
+        began = time.perf_counter()
+        student = make_student(folder / "student", pruned, rows, args, seed)
+        packed = make_packed(folder / "packed", student, films, others)
+        built = edgec.build(packed, embedding=4, out=folder / "sentiment.edgec")
+        ours = {"artifact": accuracy(by_edgec(folder / "sentiment.edgec"), tokenizer_of(packed), test)}
+        for name in (student, packed):
+            ours[name.name] = accuracy(by_onnxruntime(name / "model.onnx"), tokenizer_of(name), test)
+        result = {"seed": seed, "test_texts": len(test), "teacher_accuracy": theirs}
+        result |= {f"{name}_accuracy": found for name, found in ours.items()}
+        result |= {"share": ours["artifact"] / theirs, "artifact_mb": built.artifact_bytes / 1e6}
+        result |= {
+            "shipped_mb": (folder / "sentiment.zip").stat().st_size / 1e6,
+            "seconds": time.perf_counter() - began,
+        }
+        (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+        print(json.dumps(result, indent=1), flush=True)
     if args.ship:
-        shutil.copy2(args.work / "sentiment.zip", ROOT / "edgec/models/sentiment.zip")
+        shutil.copy2(args.work / "seed0/sentiment.zip", ROOT / "edgec/models/sentiment.zip")
     return 0
 
 
-def _by_onnxruntime(path: pathlib.Path):
+def by_onnxruntime(path: pathlib.Path):
+    """feeds -> logits of an ONNX file."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [i.name for i in session.get_inputs()]
     return lambda feeds: session.run(["logits"], {n: feeds[n] for n in names})[0]
+
+
+def by_edgec(path: pathlib.Path):
+    """feeds -> logits of an artifact."""
+    import edgec
+
+    session = edgec.load(path)
+    return lambda feeds: session.run(["logits"], {n: feeds[n] for n in ("input_ids", "attention_mask")})[0]
 
 
 if __name__ == "__main__":

@@ -172,3 +172,67 @@ def test_text_that_does_not_fit(lm, tmp_path):
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(EdgecError, match=r"EC1302.*no UTF-8"):
         data.load(tmp_path / "bytes.txt", graph, files)
+
+
+def test_labels_go_with_their_texts(lm, tmp_path):
+    files, graph = lm[1], encoder()
+    rng = np.random.default_rng(3)
+    texts = [" ".join(TEXT.split()[: int(n)]) + f" {i}" for i, n in enumerate(rng.integers(4, 14, 50))]
+    records = [{"text": t, "stars": i} if i % 4 else {"text": t} for i, t in enumerate(texts)]
+    path = write(tmp_path / "t.jsonl", [json.dumps(r) for r in records])
+    found = data.load(path, graph, files, labels="stars", limit=40)
+    from edgec.runtime.generate.text import Tokenizer
+
+    tokenizer, seen = Tokenizer(files["tokenizer.json"]), 0
+    for feed, labels in zip(found.feeds, found.labels, strict=True):
+        for ids, mask, label in zip(feed["input_ids"], feed["attention_mask"], labels, strict=True):
+            i = next(i for i, t in enumerate(texts) if tokenizer.encode(t) == ids[mask == 1].tolist())
+            assert label == (i if i % 4 else -1)
+            seen += 1
+    assert seen == 40 and data.load(path, graph, files).labels is None
+    assert found.key != data.load(path, graph, files, limit=40).key
+
+
+def test_labels_may_be_shares_and_go_with_their_samples(tmp_path):
+    x = np.random.default_rng(0).standard_normal((20, 3, 4)).astype(np.float32)
+    x[:, 0, 0] = np.arange(20)
+    shares = np.stack([np.arange(20) / 20, 1 - np.arange(20) / 20], 1).astype(np.float32)
+    np.savez(tmp_path / "a.npz", x=x, scale=np.ones((20, 1, 1), np.float32), p=shares)
+    found = data.load(tmp_path / "a.npz", images(), labels="p")
+    for feed, labels in zip(found.feeds, found.labels, strict=True):
+        np.testing.assert_array_equal(labels, shares[feed["x"][:, 0, 0].astype(int)])
+    rows = [{"x": x[i].tolist(), "scale": [[1.0]], "p": int(i % 2)} for i in range(20)]
+    path = write(tmp_path / "a.jsonl", [json.dumps(r) for r in rows])
+    found = data.load(path, images(), labels="p")
+    for feed, labels in zip(found.feeds, found.labels, strict=True):
+        np.testing.assert_array_equal(labels, feed["x"][:, 0, 0] % 2)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("good", "line 2: 'y' is neither a class nor a list of shares"),
+        (True, "line 2: 'y' is neither"),
+        (1.5, "line 2: 'y' is neither"),
+        ([0.5, 0.2, 0.3], "lists of [2, 3] shares"),
+        ([0.5, 0.7], "do not sum to 1"),
+        ([-0.5, 1.5], "negative"),
+    ],
+)
+def test_what_is_no_label(lm, tmp_path, value, text):
+    rows = [{"text": TEXT, "y": [0.5, 0.5]}, {"text": TEXT, "y": value}, *[{"text": TEXT}] * 20]
+    path = write(tmp_path / "t.jsonl", [json.dumps(r) for r in rows])
+    with pytest.raises(EdgecError) as error:
+        data.load(path, encoder(), lm[1], labels="y")
+    assert error.value.code == "EC1302" and text in str(error.value)
+
+
+def test_texts_without_labels_are_refused_where_labels_are_asked_for(lm, tmp_path):
+    path = write(tmp_path / "t.txt", [TEXT] * 20)
+    with pytest.raises(EdgecError, match=r"a \.txt has no labels 'y'"):
+        data.load(path, encoder(), lm[1], labels="y")
+    path = write(tmp_path / "t.jsonl", [json.dumps({"text": TEXT, "y": 1})] * 20)
+    with pytest.raises(EdgecError, match="no sample has a label 'z'"):
+        data.load(path, encoder(), lm[1], labels="z")
+    with pytest.raises(EdgecError, match="causal language model have no labels"):
+        data.load(path, lm[0], lm[1], labels="y")

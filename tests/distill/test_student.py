@@ -209,6 +209,97 @@ def test_constants_that_shapes_or_masks_are_made_of_are_not_trained(tmp_path):
     assert {n["name"] for n in learned} == {"w", "table"}
 
 
+# --- true labels --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def labelled(pair):
+    """The data with labels "y" that the teacher would not give: classes of a rule over x, -1 for every third."""
+    x = np.random.default_rng(9).standard_normal((480, 48)).astype(np.float32)
+    y = (x[:, 0] > 0) + 2 * (x[:, 1] > 0)
+    y = np.where(np.arange(len(y)) % 3 == 2, -1, y)
+    np.savez(pair[2], x=x, y=y)
+    np.savez(pair[2].with_name("plain.npz"), x=x)
+    return pair
+
+
+def test_labels_teach_what_the_teacher_does_not_know(labelled, tmp_path):
+    teacher, student, data = labelled
+    options = replace(QUICK, labels=("logits", "y"), steps=300)
+    accuracy = {}
+    for alpha in (0.0, 0.5, 1.0):
+        report = distill(teacher, student, data, tmp_path / f"{alpha}.onnx", replace(options, alpha=alpha))
+        accuracy[alpha] = report.accuracy
+    assert accuracy[0.0]["teacher"] == accuracy[1.0]["teacher"] < 0.5
+    assert accuracy[0.0]["student"] < accuracy[0.5]["student"] < accuracy[1.0]["student"] > 0.7
+    plain = distill(teacher, student, data.with_name("plain.npz"), tmp_path / "plain.onnx", replace(QUICK, steps=300))
+    assert plain.accuracy == {}
+    a, b = weights_of(tmp_path / "0.0.onnx"), weights_of(tmp_path / "plain.onnx")
+    assert all((a[n] == b[n]).all() for n in a)
+
+
+@pytest.mark.parametrize("kind", ["kl", "probabilities"])
+def test_cross_entropy_is_the_textbooks_over_rows_that_have_labels(kind):
+    logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    shares = torch.tensor([[0, 1, 0], [0.2, 0.3, 0.5], [float("nan")] * 3, [1, 0, 0], [float("nan")] * 3])
+    p = logits.double().softmax(-1)
+    wanted = -(shares[[0, 1, 3]].double() * p[[0, 1, 3]].log()).sum(1).mean().item()
+    got = losses.cross_entropy(kind, logits if kind == "kl" else p.float(), shares)
+    assert got.item() == pytest.approx(wanted, rel=1e-5)
+    assert losses.cross_entropy(kind, logits, shares[[2, 4, 2, 4, 2]]).item() == 0
+
+
+def test_labels_that_do_not_fit(labelled, tmp_path):
+    teacher, student, data = labelled
+    x, out = np.load(data)["x"], tmp_path / "o.onnx"
+    options = replace(QUICK, labels=("logits", "y"))
+    assert "EC1001 --labels: 'answer' is no output" in str(
+        refused(teacher, student, data, out, replace(options, labels=("answer", "y")))
+    )
+    assert "EC1302" in str(e := refused(teacher, student, data, out, replace(options, labels=("logits", "z"))))
+    assert "no labels 'z'" in str(e)
+    for y, text in (
+        (np.full(480, 8), "class 8, the output has 8 classes (0 to 7)"),
+        (np.full((480, 3), 1 / 3, np.float32), "3 shares, the output has 8 classes"),
+        (np.full((480, 8), 0.5, np.float32), "do not sum to 1"),
+        (np.full(480, -1), "no sample has a label"),
+        (np.zeros(479, np.int64), "different numbers of samples"),
+        (np.zeros(480, np.float32), "labels 'y' are float32[480]"),
+    ):
+        np.savez(tmp_path / "bad.npz", x=x, y=y)
+        error = refused(teacher, student, tmp_path / "bad.npz", out, options)
+        assert error.code == "EC1302" and text in str(error)
+    assert "--alpha" in str(refused(teacher, student, data, out, replace(options, alpha=1.5)))
+
+
+def test_kept_answers_make_the_same_student_without_the_teacher(pair, tmp_path, monkeypatch):
+    teacher, student, data = pair
+    options = replace(QUICK, steps=8, answers=tmp_path / "answers")
+    distill(teacher, student, data, tmp_path / "plain.onnx", replace(options, answers=None))
+    distill(teacher, student, data, tmp_path / "first.onnx", options)
+    asked = []
+    answers = Pair(teacher, student, options).teacher.forward.__func__
+
+    def counted(self, *args, **kwargs):
+        asked.append(not self.learned)
+        return answers(self, *args, **kwargs)
+
+    monkeypatch.setattr(TorchGraph, "forward", counted)
+    distill(teacher, student, data, tmp_path / "again.onnx", options)
+    distill(teacher, student, data, tmp_path / "other.onnx", replace(options, seed=1))
+    assert asked and not any(asked)
+    found = {n: weights_of(tmp_path / f"{n}.onnx")["w1"] for n in ("plain", "first", "again", "other")}
+    assert (found["plain"] == found["first"]).all() and (found["first"] == found["again"]).all()
+    assert (found["first"] != found["other"]).any()
+    other = write_mlp(tmp_path / "t2.onnx", 64, 7)  # another teacher is asked, and its answers take the place
+    distill(other, student, data, tmp_path / "o.onnx", options)
+    assert any(asked)
+    (tmp_path / "answers").write_bytes(b"no answers")
+    with pytest.raises(EdgecError, match=r"EC1003 .*no answers of a teacher"):
+        distill(teacher, student, data, tmp_path / "no.onnx", options)
+    assert not (tmp_path / "no.onnx").exists()
+
+
 # --- pieces -------------------------------------------------------------------------------------------------------------
 
 
@@ -264,6 +355,7 @@ def test_batches_of_texts_lose_their_common_padding(pair):
         feeds = [{"x": np.ones((2, 48), np.float32)} for _ in masks]
         valid = masks
         samples = 4
+        labels = None
 
     pair_.options = replace(QUICK, batch=2)
     pair_.lesson.batch = 2
@@ -343,6 +435,13 @@ def test_the_command(pair, tmp_path, capsys):
     assert main(["distill", teacher, student, "--data", data, "-o", out, "--steps", "4", "--loss", "logits=mse"]) == 0
     captured = capsys.readouterr()
     assert "logits" in captured.out and "step 4/4, loss" in captured.err
+    np.savez(data, **np.load(data), y=np.arange(96) % 8)
+    labels, answers = ["--labels", "logits=y", "--alpha", "0.3"], str(tmp_path / "answers")
+    assert (
+        main(["distill", teacher, student, "--data", data, "-o", out, "--steps", "4", *labels, "--answers", answers])
+        == 0
+    )
+    assert "of the labels kept out, the teacher" in capsys.readouterr().out and (tmp_path / "answers").exists()
 
 
 def test_the_command_checks_before_it_works(pair, tmp_path, capsys, monkeypatch):
@@ -353,6 +452,8 @@ def test_the_command_checks_before_it_works(pair, tmp_path, capsys, monkeypatch)
         (["-o", str(tmp_path / "no/out.onnx")], "does not exist"),
         (["-o", str(tmp_path / "o.onnx"), "--lr", "0"], "not a positive number"),
         (["-o", str(tmp_path / "o.onnx"), "--hidden", "norm"], "TEACHER=STUDENT"),
+        (["-o", str(tmp_path / "o.onnx"), "--labels", "logits"], "OUTPUT=FIELD"),
+        (["-o", str(tmp_path / "o.onnx"), "--answers", str(tmp_path / "o.onnx")], "it is the output"),
     ):
         assert main([*call, *more]) == 2
         assert reason in capsys.readouterr().err

@@ -51,9 +51,10 @@ class Store:
             except OSError as error:
                 raise EdgecError("EC1003", error.strerror or str(error), str(folder), "Pass --no-cache") from None
 
-    def find(self, key: str | None, nbytes: int) -> Stored | None:
-        """The entry of that key and size, if it is there and whole."""
-        if self.folder is None or key is None or nbytes < WORTH:
+    def find(self, key: str | None, nbytes: int, worth: int | None = None) -> Stored | None:
+        """The entry of that key and size, if it is there and whole. worth: bytes from which on one is kept (WORTH), as put
+        was told."""
+        if self.folder is None or key is None or nbytes < (WORTH if worth is None else worth):
             return None
         path = self._path(key)
         try:
@@ -69,10 +70,10 @@ class Store:
         self.bytes_found += nbytes
         return Stored(nbytes, meta, lambda begin, end: _read_path(path, begin, end))
 
-    def put(self, key: str | None, nbytes: int) -> Writer:
-        """Takes the bytes of an entry one after another; see Writer."""
+    def put(self, key: str | None, nbytes: int, worth: int | None = None) -> Writer:
+        """Takes the bytes of an entry one after another; see Writer. worth: as find's."""
         self.bytes_made += nbytes
-        if nbytes < WORTH or (self.folder is None and self.scratch is None):
+        if nbytes < (WORTH if worth is None else worth) or (self.folder is None and self.scratch is None):
             return _MemoryWriter(nbytes)
         if self.folder is not None and key is not None:
             return _FileWriter(nbytes, self._path(key))

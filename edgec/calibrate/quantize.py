@@ -29,6 +29,7 @@ from edgec.rewrites.quantize import Options, Quantizer, Solved, plain
 CORRECTION = 1.0  # how much of the earlier layers' error a layer makes up for
 DAMP = 0.05  # of each column's H
 EMBEDDING = 0.3  # of a tied table: how much its rows count beside the head's outputs
+KEPT = 1 << 12  # bytes from which a weight is kept in the store: it takes longer to solve than to find
 FEW = 4  # rows of inputs for each column of a weight, below which the corrections would fit noise
 
 
@@ -133,7 +134,7 @@ class _Solver:
         if self.quantizer.wanted(table, "tied")[0].bits == 8 or len(heads) != 1:
             return
         encoding, format, key, size = self._place(table, "tied")
-        stored = self.options.store.find(key, size)
+        stored = self.options.store.find(key, size, KEPT)
         if stored is None:
             x = heads[0].x
             h = np.zeros((x.shape[-1],) * 2, np.float32)
@@ -164,7 +165,7 @@ class _Solver:
     def _found(self, readers: Sequence[Node]) -> bool:
         """Whether the store has the weights of all of them, which then count as solved."""
         places = {r: self._place(r.inputs[1]["data"]) for r in readers}
-        found = {r: self.options.store.find(key, size) for r, (_, _, key, size) in places.items()}
+        found = {r: self.options.store.find(key, size, KEPT) for r, (_, _, key, size) in places.items()}
         if any(stored is None for stored in found.values()):
             return False
         for r, stored in found.items():
@@ -256,7 +257,7 @@ class _Solver:
     def _encode(self, data: Data, encoding, format: str, key: str, size: int, hessian: gptq.Hessian, shift):
         """What is stored of the weight; None where numbers beyond f16 or none at all leave that to the policy."""
         sums = dict.fromkeys(("noise", "signal", "loss", "output"), 0.0)
-        writer = self.options.store.put(key, size)
+        writer = self.options.store.put(key, size, KEPT)
         try:
             for begin, block in data.blocks(kernels.formats()[format].panel):
                 w = floats(block["value"], self.threads)

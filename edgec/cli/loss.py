@@ -19,6 +19,7 @@ HELD = 10**9  # bytes of a source that onnxruntime may hold at once; a larger on
 TOKENS = {"sample": 256, "large": 64}  # of a language model, from edgec's own text; of a large source
 WINDOWS, LENGTH, ROWS = 8, 256, 64  # of --eval
 BUDGET = 100e9  # multiply-accumulates that sensitivities may take
+BIG = {"kl": 0.05, "cosine": 0.99}  # beyond which a build names the option that would help
 FEWEST = 4  # tokens or rows that a sensitivity is worth measuring on
 # metric -> (what it must not do, of language models only, unit)
 METRICS = {
@@ -116,6 +117,8 @@ class Review:
         self.found = found
         if "skipped" not in found and self._lossy(job):
             self._sensitivities(job)
+            if self.inputs != "random" and (text := advice(job.options, found, self.calib, job.distill)):
+                job.report.notes.append(text)
         if exceeded := self._exceeded(found):
             raise EdgecError("EC1306", self._blame(exceeded, job), "--max-loss", self._help(job))
         return found
@@ -293,12 +296,29 @@ class Review:
         options = [] if o.weights == "int8" else ["--weights int8"]
         if self.calib is None:
             options.insert(0, "--calib TEXT")
+        elif job.distill is None:
+            options.insert(0, "--distill TEXT")
         if o.group > 32:
             options.insert(0, "--group 32")
         if o.embedding == 4:
             options.insert(0, "--embedding 8")
         options += ["less --prune"] if _pruned(job) else []
         return f"Try {' or '.join(options or ['--weights fp32'])}, or allow more"
+
+
+def advice(options: Any, found: Mapping[str, Any], calib: Any, distill: Any) -> str | None:
+    """What would win back most of a big loss of 4 bits, in a sentence; None where it is small."""
+    (kl, _), (cosine, _) = measured(found, "kl"), measured(found, "cosine")
+    big = cosine is not None and cosine < BIG["cosine"] if kl is None else kl > BIG["kl"]
+    if options.weights != "int4" or not big:
+        return None
+    start = f"{'cosine' if kl is None else 'KL'} {cosine if kl is None else kl:.3f} is much for 4 bits: "
+    if calib is None:
+        fewer = "" if options.bits else ", with --bits 4.25 in fewer bits"
+        return f"{start}--calib TEXT fits the weights to what the model is for{fewer} (docs/quantization.md)"
+    if distill is None:
+        return f"{start}--distill TEXT lets norms and scales learn from the source, in minutes, with torch"
+    return f"{start}{'--embedding 6' if options.embedding == 4 else '--bits 5'} loses less in more bytes"
 
 
 def _pruned(job) -> bool:

@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgec import cache
 from edgec.cache import Store
 from edgec.calibrate import data
 from edgec.calibrate.capture import Stream, capture
@@ -74,7 +73,6 @@ def _int4(scheme: str):
 
 
 def test_a_second_build_finds_the_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "WORTH", 1)  # small weights are kept as well
     graph = chain(64, 2)
     made = calibration(graph, tmp_path, 8)
     folder = tmp_path / "cache"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import zipfile
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from lm_tools import TEXT, write_folder
 
 from edgec.cli import loss
+from edgec.options import Options
 
 
 def test_every_lossy_build_says_how_much(edgec, mlp_onnx, tmp_path):
@@ -94,6 +96,26 @@ def test_the_source_runs_in_fp32_where_onnxruntime_does_not(edgec, mlp_onnx, mon
     assert found["outputs"]["y"]["cosine"] == pytest.approx(want["outputs"]["y"]["cosine"], abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("found", "given", "words"),
+    [
+        ({"lm": {"kl": 0.2}}, {}, "KL 0.200 .*--calib TEXT .*--bits 4.25"),
+        ({"lm": {"kl": 0.2}}, {"bits": 4.25, "calib": "t"}, "--distill TEXT"),
+        ({"lm": {"kl": 0.2}}, {"embedding": 4, "calib": "t", "distill": "t"}, "--embedding 6"),
+        ({"lm": {"kl": 0.2}}, {"calib": "t", "distill": "t"}, "--bits 5"),
+        ({"lm": {"kl": 0.04}}, {}, None),
+        ({"lm": {"kl": 0.2}}, {"weights": "int8"}, None),
+        ({"outputs": {"y": {"cosine": 0.98}}}, {}, "cosine 0.980 .*--calib"),
+        ({"outputs": {"y": {"cosine": 0.995}}}, {}, None),
+        ({}, {}, None),
+    ],
+)
+def test_a_big_loss_names_what_would_help(found, given, words):
+    options = Options(**{k: v for k, v in given.items() if k not in ("calib", "distill")})
+    text = loss.advice(options, found, given.get("calib"), given.get("distill"))
+    assert (text is None) == (words is None) and (words is None or re.search(words, text))
+
+
 def test_a_language_model(edgec, tmp_path):
     write_folder(tmp_path / "lm")
     (tmp_path / "mine.txt").write_text("\n".join(TEXT * 40))
@@ -103,6 +125,7 @@ def test_a_language_model(edgec, tmp_path):
     assert lm["tokens"] > 256 and lm["kl"] > 0 and 0.3 < lm["top1"] <= 1 and lm["ppl"] > 1
     assert lm["ppl_increase"] == pytest.approx(lm["ppl"] / lm["source_ppl"] - 1)
     assert any(w.get("sensitivity") for w in done.json["weights"])
+    assert any("--calib TEXT" in note for note in done.json["notes"]) == (lm["kl"] > loss.BIG["kl"])
     text = edgec("build", "lm", "-o", "a.edgec")
     assert "top-1 agreement" in text.out and "perplexity" in text.out and "edgec's sample text" in text.out
     assert "(--eval TEXT for yours)" in text.out

@@ -134,6 +134,8 @@ class Build:
         if self.options.prune is not None or self.options.speedup is not None:
             graph = rewrites.run(self._pruned(graph), rewrites.PHASES)
             self.dump("prune", graph)
+            if self.distill is not None and ":" not in (self.options.prune or ""):  # masks' zeros would not stay
+                graph = self._relearned(graph)
         self.graph, self.lm, notes = rewrites.as_decoder(graph, self.options.cached_in, self.options.max_context)
         self.report.notes += notes
         if self.lm is not None:
@@ -187,6 +189,24 @@ class Build:
             self.report.notes.append("Channels were pruned by the size of their weights alone; --calib FILE says which "
                                      "ones matter, and makes up for them.")  # fmt: skip
         return found.graph
+
+    def _relearned(self, graph: Graph) -> Graph:
+        """A pruned graph whose weights have learned from the source, before they are quantized."""
+        from edgec.calibrate import data
+        from edgec.distill.heal import RELEARN, WINDOWS, heal
+        from edgec.rewrites import decoder
+
+        assert self.source_graph is not None and self.distill is not None
+        self._done()
+        self._phase("relearn")
+        limit = None if isinstance(decoder.roles(self.source_graph), str) else WINDOWS
+        found = data.load(self.distill, self.source_graph, self.files, limit=limit)
+        seen = lambda t: self._share(t.seconds, t.seconds + t.left)  # noqa: E731
+        graph, report = heal(self.source_graph, graph, found, RELEARN, seen)
+        self.report.healing = {"pruned": report.to_dict()}
+        verify(graph)
+        self.dump("relearn", graph)
+        return graph
 
     def quantize(self) -> Graph:
         assert self.graph is not None
@@ -245,16 +265,19 @@ class Build:
         return products(self.unquantized, self._encoding)
 
     def heal(self) -> Graph:
-        """Norms, biases and scales learn from the source what pruning and quantization cost."""
+        """Norms, biases and scales learn from the source what quantization (and a mask) cost."""
         from edgec.calibrate import data
         from edgec.distill.heal import Options, heal
 
         assert self.graph is not None and self.source_graph is not None and self.distill is not None
+        if self.report.healing is not None and self.options.weights == "fp32":
+            self.report.healing |= self.report.healing["pruned"]
+            return self.graph
         self._phase("heal")
         found = data.load(self.distill, self.source_graph, self.files)
         seen = lambda t: self._share(t.seconds, t.seconds + t.left)  # noqa: E731
         self.graph, report = heal(self.source_graph, self.graph, found, Options(), seen)
-        self.report.healing = report.to_dict()
+        self.report.healing = (self.report.healing or {}) | report.to_dict()
         self.source_graph = None
         verify(self.graph)
         self.dump("heal", self.graph)

@@ -75,7 +75,7 @@ class BuildReport:
     calibration: name, samples and sha256 of the data that weights were fitted to.
     pruning: what was removed, as calibrate.prune.Pruned.as_dict says; of masks their zeros.
     notes: what a user should know of a language model: its cache, and why it is none that the session keeps.
-    healing: what healing changed, as edgec.distill.heal.Report says.
+    healing: what healing changed, as edgec.distill.heal.Report says; "pruned": what it did before weights were quantized.
     cached_bytes: of the encoded weights, those that an earlier build had made. peak_rss_bytes: of this process so far.
     estimates: latency and energy on the target, as edgec.estimate.Estimate.to_dict says: of a run at `sample`; of a
     language model, of one token behind 128 and of a prompt of 128. Empty where the target lacks figures. work: what

@@ -86,7 +86,7 @@ def build(
         4.25 takes int4 weights from a table of 16 uneven values: fewer bits and less error than by default. 6.25 and 8.5 give
         all products 6 or 8 bits. Others (with --calib) are an average: the products that need it most get 6 or 8 bits.
     prune
-        Remove what matters least: 20% of the work, or by kind: ffn=30%,heads=25%,conv=20%,layers=2 (docs/pruning.md).
+        Remove what matters least: 20% of the work, or by kind: ffn=30%,heads=25%,conv=20%,layers=2,attention=4 (docs/pruning.md).
     speedup
         Remove as much as makes a run so many times faster on the target: 1.5x.
     dim
@@ -303,8 +303,12 @@ def _show(found: dict[str, Any], out: Path) -> None:
 def _healing_text(found: dict[str, Any] | None) -> str | None:
     if found is None:
         return None
-    before, after = (sum(found[k].values()) for k in ("before", "after"))
-    return f"loss against the source {before:.4f} -> {after:.4f} on data kept out, {found['closed']:.0%} of it gone"
+    parts = []
+    for what, part in (("pruned: ", found.get("pruned")), ("quantized: " if "pruned" in found else "", found)):
+        if part is not None:
+            before, after = (sum(part[k].values()) for k in ("before", "after"))
+            parts.append(f"{what}{before:.4f} -> {after:.4f}, {part['closed']:.0%} of it gone")
+    return f"loss against the source, on data kept out: {'; '.join(parts)}"
 
 
 def _pruning_text(found: dict[str, Any] | None) -> str | None:

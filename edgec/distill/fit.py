@@ -135,7 +135,7 @@ def fit(
     plan.check()
     torch.manual_seed(plan.seed)
     optimizer = torch.optim.AdamW(
-        [{"weight_decay": plan.decay, "scale": 1.0} | g for g in groups], lr=plan.lr, fused=True
+        [{"weight_decay": plan.decay, "scale": 1.0} | g for g in groups if g["params"]], lr=plan.lr, fused=True
     )
     parameters = [p for g in optimizer.param_groups for p in g["params"]]
     history: list[float] = []

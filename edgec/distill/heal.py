@@ -1,5 +1,5 @@
 """A quantized or pruned graph healed against its source: norms, biases and the scales of its weights learn, the integers
-stay.
+stay. Of a pruned graph that is not quantized yet all weights may learn.
 
 Training norm gains alone was published to close 29% of the gap in KL that 4 bits open; the scales are 20 times as many
 numbers, and as cheap to store: they are there already.
@@ -16,6 +16,7 @@ import torch
 
 from edgec import kernels
 from edgec.calibrate.data import Calibration, caches, empty_caches
+from edgec.calibrate.prune.zeros import TABLE
 from edgec.distill import losses
 from edgec.distill.fit import Plan, Tick, fit
 from edgec.distill.lesson import Lesson, halves
@@ -29,29 +30,37 @@ Tensor = torch.Tensor
 # op -> operands that are vectors to learn
 VECTORS = {"layer_norm": (1, 2), "rms_norm": (1,), "linear": (2, 4, 5), "conv": (2,), "conv_transpose": (2,)}
 SCALES = ("linear", "gather")
+WEIGHTS = ("linear", "conv", "conv_transpose")
 
 
 @dataclass(frozen=True)
 class Options:
     """epochs over the data; minutes: stop by then. lr: relative to a number's own size. batch: samples a step,
-    by default 1024 tokens of text, else 32 samples."""
+    by default 1024 tokens of text, else 32 samples. weights: those in f32 of products learn too, but no tables."""
 
     epochs: float = 4.0
     minutes: float = 20.0
     lr: float = 4e-3
     batch: int | None = None
     seed: int = 0
+    weights: bool = False
+
+
+RELEARN = Options(epochs=2.0, weights=True)  # what a pruned graph is given
+WINDOWS = 512  # of text for it, of a language model
+HELD = 8  # batches to measure on, at most
 
 
 @dataclass
 class Report:
     """before, after: the loss of each output against the source's (kl, cosine ...) on data kept out of training; closed:
-    the share of the gap that is gone. vectors and scales: how many numbers learned."""
+    the share of the gap that is gone. vectors, scales and weights: how many numbers learned."""
 
     steps: int = 0
     seconds: float = 0.0
     vectors: int = 0
     scales: int = 0
+    weights: int = 0
     before: dict[str, float] = field(default_factory=dict)
     after: dict[str, float] = field(default_factory=dict)
     closed: float = 0.0
@@ -136,10 +145,34 @@ class Vector(torch.nn.Module):
         return constant(self().detach().numpy())
 
 
-def learnable(graph: Graph) -> dict[Node, Scales | Vector]:
+class Weight(torch.nn.Module):
+    """A weight in f32. unit: the mean size of its numbers, which the learning rate is relative to."""
+
+    def __init__(self, data: Data):
+        super().__init__()
+        self.delta = torch.nn.Parameter(torch.from_numpy(np.array(data.array(), np.float32)))
+        self.unit = float(self.delta.detach().abs().mean()) or 1e-3
+
+    def forward(self) -> Tensor:
+        return self.delta
+
+    def constant(self) -> Node:
+        return constant(self.delta.detach().numpy())
+
+
+Learned = Scales | Vector | Weight
+
+
+def learnable(graph: Graph, weights: bool = False) -> dict[Node, Learned]:
     """What of the graph's constants learns. Weights of 8 bits, which have lost next to nothing, keep their scales."""
-    found: dict[Node, Scales | Vector] = {}
+    found: dict[Node, Learned] = {}
+    tables = {n.inputs[0] for n in graph.nodes() if n.op == "gather"} | {
+        n.inputs[1] for n in graph.nodes() if n.op == "linear" and n.inputs[1].shape[0] > TABLE * n.inputs[1].shape[1]
+    }
     for node in graph.nodes():
+        w = node.inputs[1] if weights and node.op in WEIGHTS else None
+        if w is not None and w.op == "constant" and w.type.encoding is None and w.dtype == "f32" and w not in tables:
+            found[w] = found.get(w) or Weight(w["data"])
         for place in VECTORS.get(node.op, ()):
             c = node.inputs[place] if place < len(node.inputs) else None
             if c is not None and c.op == "constant" and c.type.encoding is None and c.dtype == "f32" and c not in found:
@@ -161,24 +194,24 @@ def heal(
 ) -> tuple[Graph, Report]:
     """The graph with better norms, biases and scales: its outputs are nearer to those of `source`, in f32, on the data.
 
-    Shapes, integers and zero points stay. A graph that would get no better comes back as it was. Raises EdgecError EC1303
-    (nothing to learn, outputs that do not match, numbers that are not finite, a node without gradient), EC1302 (too
-    little data).
+    Shapes, integers and zero points stay, and weights in f32 unless the options say otherwise. A graph that would get no
+    better comes back as it was. Raises EdgecError EC1303 (nothing to learn, outputs that do not match, numbers that are not
+    finite, a node without gradient), EC1302 (too little data).
     """
     o = options or Options()
     torch.set_num_threads(kernels.threads())
-    learned = learnable(graph)
+    learned = learnable(graph, o.weights)
     if not learned:
         raise EdgecError("EC1303", "it has no norms, biases or quantized weights that could learn", graph.name,
                          "Leave out --distill")  # fmt: skip
     skip = _caches(source) | _caches(graph)
     outputs = losses.outputs_of(source, graph, {}, tuple(skip))
     batch = o.batch or _batch(found)
-    lesson = Lesson(TorchGraph(source), _Narrower(graph, learned), outputs, batch=batch, half=halves())
+    lesson = Lesson(TorchGraph(source), _Narrower(graph, learned), outputs, batch=batch, half=halves(), most_held=HELD)
     lesson.take(found.feeds, found.valid, found.samples)
     report = Report()
-    report.vectors, report.scales = (
-        sum(m.delta.numel() for m in learned.values() if isinstance(m, kind)) for kind in (Vector, Scales)
+    report.vectors, report.scales, report.weights = (
+        sum(m.delta.numel() for m in learned.values() if isinstance(m, kind)) for kind in (Vector, Scales, Weight)
     )
     report.before = lesson.measure()[0]
     steps = max(1, math.ceil(o.epochs * len(lesson.trained) / lesson.accumulate))
@@ -188,7 +221,8 @@ def heal(
         report.seconds = t.seconds
         tick(t)
 
-    groups = [{"params": [m.delta for m in learned.values()]}]
+    groups: list[dict] = [{"params": [m.delta for m in learned.values() if not isinstance(m, Weight)]}]
+    groups += [{"params": [m.delta], "scale": m.unit} for m in learned.values() if isinstance(m, Weight)]
     report.steps = len(fit(groups, lesson.loss, len(lesson.trained), plan, seen))
     report.after = lesson.measure()[0]
     before, after = (sum(r.values()) for r in (report.before, report.after))

@@ -46,6 +46,7 @@ class Lesson:
         self.teacher, self.student, self.outputs, self.pairs = teacher, student, outputs, pairs
         self.temperature, self.batch, self.refresh, self.half, self.hard = temperature, batch, refresh, half, hard
         labelled = None if hard is None else hard.name
+        self.most_held = most_held
         found = {d.name: head.head_of(d, teacher, student) for d in outputs if d.name != labelled}
         self.heads = {name: h for name, h in found.items() if h is not None}
         self.plain = [d.name for d in outputs if d.name not in self.heads]
@@ -67,7 +68,7 @@ class Lesson:
         count = len(self.feeds)
         if count < 2:
             raise EdgecError("EC1302", f"{samples} samples are too few to train on", None, "Give more data")
-        self.held = list(range(min(count - 1, 5), count, 10))
+        self.held = list(range(min(count - 1, 5), count, 10))[: self.most_held]
         self.trained = [i for i in range(count) if i not in set(self.held)]
         self.cache: dict[int, tuple] = {}
         self.cached = 0

@@ -87,14 +87,16 @@ def test_pruning_is_the_same_each_time():
             np.testing.assert_array_equal(m["data"].array(), n["data"].array())
 
 
-def test_a_pruned_decoder_keeps_its_cache_in_the_session(lm_folder, tmp_path):
+@pytest.mark.parametrize(
+    ("spec", "kinds", "dropped"), [("heads=50%,ffn=25%,layers=1", {"heads", "ffn"}, 2), ("attention=1", set(), 1)]
+)
+def test_a_pruned_decoder_keeps_its_cache_in_the_session(spec, kinds, dropped, lm_folder, tmp_path):
     """Heads, channels and a layer less: tokens one by one give what all at once give, and the same as the evaluator."""
     text = tmp_path / "texts.txt"
     text.write_text("\n".join("one two three four five six seven " * 8 for _ in range(20)))
     out = tmp_path / "lm.edgec"
-    spec = "heads=50%,ffn=25%,layers=1"
     report = edgec.build(lm_folder, weights="fp32", prune=spec, calib=text, kv_cache="fp32", out=out)
-    assert {r["kind"] for r in report.pruning["removed"]} == {"heads", "ffn"} and len(report.pruning["dropped"]) == 2
+    assert {r["kind"] for r in report.pruning["removed"]} == kinds and len(report.pruning["dropped"]) == dropped
     session = edgec.load(out)
     lm = session.manifest["lm"]
     ids = np.array([[5, 9, 2, 7]])

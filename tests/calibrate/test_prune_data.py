@@ -83,6 +83,27 @@ def test_the_layer_that_does_least_is_dropped():
     assert abs(found.work - 2 / 3) < 1e-6
 
 
+def test_attention_alone_goes_where_it_does_least():
+    graph = encoder(idle=1)
+    found = prune_model(graph, parse("attention=1", None), lambda: calibration(graph, 30))
+    assert len(found.dropped) == 1 and found.removed == []
+    assert sum(n.op == "attention" for n in found.graph.nodes()) == 2
+    assert len(branches(found.graph)) == len(branches(graph)) - 1
+    assert loss(graph, found.graph) < 1e-3
+
+
+def test_attentions_go_beside_whole_layers():
+    graph = encoder(layers=4, idle=2)
+    found = prune_model(graph, parse("layers=1,attention=2", None), lambda: calibration(graph), refit=False)
+    assert len(found.dropped) == 4
+    assert sum(n.op == "attention" for n in found.graph.nodes()) == 1 and len(branches(found.graph)) == 4
+    runs = layers(branches(graph))
+    both = {
+        i: loss(graph, drop(graph, [*runs[2], *(runs[j][0] for j in (0, 1, 3) if j != i)]), seed=0) for i in (0, 1, 3)
+    }
+    assert loss(graph, found.graph, seed=0) <= 1.2 * min(both.values())
+
+
 def test_layers_that_do_least_go_one_after_the_other():
     graph = encoder(layers=4, idle=2)
     found = prune_model(graph, parse("layers=2", None), lambda: calibration(graph), refit=False)
@@ -147,7 +168,9 @@ def test_masks_keep_shapes_and_data_helps():
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("layers=3", "3 layers cannot go: the model has 3"), ("conv=20%", "no conv that can be removed"),
+    [("layers=3", "3 layers cannot go: the model has 3"),
+     ("layers=1,attention=2", "2 attentions cannot go beside 1 layers: the model has 3"),
+     ("conv=20%", "no conv that can be removed"),
      ("ffn=99%", "99% of 192 ffn channels cannot go")],
 )  # fmt: skip
 def test_nothing_is_read_for_a_request_that_cannot_be_met(text, reason):

@@ -186,13 +186,15 @@ def test_what_may_be_asked_for():
     assert parse("20%", None) == Request(share=0.2)
     assert parse("20%,allocation=uniform,layers=1", None) == Request(share=0.2, layers=1, allocation="uniform")
     assert parse("ffn=30%,layers=2,heads=12.5%", None) == Request(kinds={"ffn": 0.3, "heads": 0.125}, layers=2)
+    assert parse("layers=2,attention=3", None) == Request(layers=2, attention=3)
     assert parse("wanda:2:4", None) == Request(mask=("wanda", (2, 4)))
     assert parse("magnitude:50%", None) == Request(mask=("magnitude", 0.5))
     assert parse(None, "1.5x") == parse(None, 1.5) == Request(speedup=1.5)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "20", "0%", "100%", "-5%", "ffn", "ffn=", "ffn=30", "rows=3%", "layers=0", "layers=x", "ffn=1%,ffn=2%",
+    "text", ["", "20", "0%", "100%", "-5%", "ffn", "ffn=", "ffn=30", "rows=3%", "layers=0", "layers=x", "attention=5%",
+             "ffn=1%,ffn=2%",
              "20%,ffn=30%", "20%,30%", "wanda:", "wanda:4:2", "wanda:0:4", "lasso:50%", "allocation=uniform", "nan%"],
 )  # fmt: skip
 def test_what_says_nothing_is_refused(text):

@@ -171,7 +171,33 @@ def test_a_pruned_model_heals_too(tmp_path):
     np.savez(tmp_path / "d.npz", x=x)
     report = edgec.build(path, out=tmp_path / "m.edgec", weights="fp32", prune="ffn=50%", distill=tmp_path / "d.npz")
     assert report.pruning and report.healing["vectors"] and not report.healing["scales"]
-    assert report.healing["closed"] > 0
+    assert report.healing["closed"] > 0 and report.healing["weights"] > 64 * 64
+    assert report.healing["pruned"]["closed"] == report.healing["closed"]
+
+
+def test_weights_of_a_pruned_graph_learn_before_they_are_rounded():
+    from edgec.calibrate.prune import parse, prune_model
+
+    found = samples(12)
+    hidden = b.linear(f32("x", "n", K), weights(512, K, seed=3, scale=0.1), weights(512, seed=4), act="gelu")
+    source = graph_of(b.linear(hidden, weights(128, 512, seed=6, scale=0.1), None))
+    smaller = prune_model(source, parse("ffn=50%", None)).graph
+    healed, report = heal(source, smaller, found, Options(epochs=8, batch=16, weights=True))
+    assert report.closed > 0.3 and not report.scales
+    assert report.weights == sum(
+        n.inputs[1].type.shape[0] * n.inputs[1].type.shape[1] for n in smaller.nodes() if n.op == "linear"
+    )
+    assert [n.type for n in smaller.nodes()] == [n.type for n in healed.nodes()]
+    fresh = samples(13).feeds[12]
+    want, old, new = (evaluate.run(g, fresh)["y0"] for g in (source, smaller, healed))
+    assert np.square(new - want).mean() < 0.8 * np.square(old - want).mean()
+
+
+def test_tables_stay_where_weights_learn():
+    table = weights(640, 32, seed=1)
+    graph = graph_of(b.linear(b.linear(f32("x", "n", 32), weights(32, 32, seed=2), None, act="tanh"), table, None))
+    found = learnable(graph, weights=True)
+    assert table not in found and len(found) == 1
 
 
 def _fp32(path, tmp_path):

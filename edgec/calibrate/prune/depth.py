@@ -18,10 +18,15 @@ FEEDS, TOKENS = 8, 1024  # runs that outputs are compared on, and tokens in them
 
 
 def choose_layers(
-    graph: Graph, runs: Sequence[list[Branch]], count: int, calibration: Calibration | None, caches: Mapping[str, str]
+    graph: Graph,
+    runs: Sequence[list[Branch]],
+    count: int,
+    calibration: Calibration | None,
+    caches: Mapping[str, str],
+    gone: Sequence[Branch] = (),
 ) -> list[Branch]:
     """Branches of the `count` layers to drop: one after the other the one without which the outputs change least, measured
-    again beside those that are gone already where it is the next to go.
+    again beside those that are gone already (`gone` and those chosen) where it is the next to go.
 
     Candidates are those that turn the stream least (1 - cosine of it before and behind: Men et al., ShortGPT,
     https://arxiv.org/abs/2403.03853). Raises EC1305 without data, or where layers cannot be left out.
@@ -39,7 +44,7 @@ def choose_layers(
     def without(chosen: Sequence[int]) -> float | None:
         """How far the outputs are off; None where these layers cannot go."""
         try:
-            smaller = drop(graph, [b for j in sorted(chosen) for b in runs[j]], caches)
+            smaller = drop(graph, [*gone, *(b for j in sorted(chosen) for b in runs[j])], caches)
         except EdgecError as error:
             if error.code != "EC1305":
                 raise
@@ -49,7 +54,8 @@ def choose_layers(
     alone = {i: without([i]) for i in near}
     more = {i: c for i, c in alone.items() if c is not None}  # how much more is lost without it, when last measured
     chosen: list[int] = []
-    lost, fresh = 0.0, set(more)
+    lost, fresh = (without([]) or 0.0) if gone else 0.0, set(more)
+    more = {i: c - lost for i, c in more.items()}
     while len(chosen) < count and more:
         best = min(more, key=more.__getitem__)
         if best not in fresh:  # measured beside fewer dropped layers

@@ -3,6 +3,7 @@
 20%                          of the multiply-accumulates of products, wherever it costs least
 ffn=30%,heads=25%,conv=20%   of the channels of a kind
 layers=2                     whole layers
+attention=4                  the attention of layers that are left, which keep their feed-forward
 wanda:2:4, magnitude:50%     zeros, for comparison: shapes stay
 """
 
@@ -22,12 +23,13 @@ HINT = "Such as 20%, ffn=30%,layers=2, or wanda:2:4"
 
 @dataclass(frozen=True)
 class Request:
-    """share: of all products' work (0.2). kinds: "ffn", "heads", "conv" -> share of their units. layers: to drop.
+    """share: of all products' work (0.2). kinds: "ffn", "heads", "conv" -> share of their units. layers, attention: to drop.
     mask: (method, pattern). speedup: 1.5 for a latency of 1 / 1.5. allocation: how a share is spread over layers."""
 
     share: float | None = None
     kinds: dict[str, float] = field(default_factory=dict)
     layers: int = 0
+    attention: int = 0
     mask: tuple[str, float | tuple[int, int]] | None = None
     speedup: float | None = None
     allocation: str = "global"
@@ -51,10 +53,10 @@ def parse(prune: str | None, speedup: str | float | None) -> Request | None:
             raise _wrong(f"{name} is given twice")
         if "=" not in part:
             found["share"] = _share(part)
-        elif name == "layers":
+        elif name in ("layers", "attention"):
             if not value.isdecimal() or not 0 < int(value) < 10**6:
                 raise _wrong(f"{value!r} is no number of layers")
-            found["layers"] = int(value)
+            found[name] = int(value)
         elif name == "allocation":
             if value not in ALLOCATIONS:
                 raise _wrong(f"{value!r} is none of {', '.join(ALLOCATIONS)}")
@@ -62,10 +64,10 @@ def parse(prune: str | None, speedup: str | float | None) -> Request | None:
         elif name in KINDS:
             kinds[name] = _share(value)
         else:
-            raise _wrong(f"{name!r} is none of {', '.join((*KINDS, 'layers', 'allocation'))}")
+            raise _wrong(f"{name!r} is none of {', '.join((*KINDS, 'layers', 'attention', 'allocation'))}")
     if kinds and "share" in found:
         raise _wrong("a share of all work and shares of a kind do not go together")
-    if not kinds and not found.keys() & {"share", "layers"}:
+    if not kinds and not found.keys() & {"share", "layers", "attention"}:
         raise _wrong("it says nothing to remove")
     return Request(kinds=kinds, **found)
 

@@ -78,15 +78,24 @@ def prune_model(
     if request.layers >= max(1, len(runs)):
         reason = f"{request.layers} layers cannot go: the model has {len(runs)}"
         raise EdgecError("EC1305", reason, "--prune")
+    attending = [[b] for run in runs for b in run if b.attends]
+    if request.attention and request.attention + request.layers >= max(1, len(attending)):
+        reason = (
+            f"{request.attention} attentions cannot go beside {request.layers} layers: the model has {len(attending)}"
+        )
+        raise EdgecError("EC1305", reason, "--prune")
     free = (*caches, *caches.values())
     wide = Allocator(c := analyse(graph, free), _groups(c, request), cost)
-    if not request.layers:
+    whole = request.layers + request.attention
+    if not whole:
         wide.check(request, _budget(request, wide.base, rest))
     gone: list[Branch] = []
     smaller, calibration = graph, None
-    if request.layers:
+    if whole:
         calibration = load() if load else None
-        gone = choose_layers(graph, runs, request.layers, calibration, caches)
+        gone = choose_layers(graph, runs, request.layers, calibration, caches) if request.layers else []
+        left = [run for run in attending if run[0] not in gone]
+        gone += choose_layers(graph, left, request.attention, calibration, caches, gone) if request.attention else []
         smaller = drop(graph, gone, caches)
     channels = analyse(smaller, free)
     groups = _groups(channels, request)
@@ -136,7 +145,9 @@ def _budget(request: Request, base: float, rest: float) -> float:
 
 def _groups(channels: Channels, request: Request) -> list[Group]:
     """Groups that the request may narrow: all whose readers' columns can be told apart."""
-    kinds = set(request.kinds) or ({"ffn", "heads", "conv"} if not request.layers or request.share else set())
+    kinds = set(request.kinds) or (
+        {"ffn", "heads", "conv"} if not (request.layers or request.attention) or request.share else set()
+    )
     found = []
     for g in channels.groups:
         sites = [site(n) for n, _ in g.readers]

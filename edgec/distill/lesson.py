@@ -28,7 +28,7 @@ def halves() -> bool:
 
 class Lesson:
     """refresh: called before the student is measured. batch: samples a step. half: products of training steps in bf16. hard:
-    the true labels' part of a loss."""
+    the true labels' part of a loss. most_held: batches that are kept out of training, at most."""
 
     def __init__(
         self,
@@ -42,6 +42,7 @@ class Lesson:
         refresh: Callable[[], None] = lambda: None,
         half: bool = False,
         hard: losses.LabelLoss | None = None,
+        most_held: int | None = None,
     ):
         self.teacher, self.student, self.outputs, self.pairs = teacher, student, outputs, pairs
         self.temperature, self.batch, self.refresh, self.half, self.hard = temperature, batch, refresh, half, hard

@@ -34,6 +34,9 @@ def check_dylib(code: bytes, target) -> None:
     assert {library.name for library in dylib.libraries} == {"@rpath/edgec-code.dylib", SYSTEM}
     assert {b.library.name for b in dylib.bindings} <= {SYSTEM}, "nothing is looked up anywhere else"
     assert {b.symbol.name.lstrip("_") for b in dylib.bindings} <= IMPORTS
+    undefined = {s.name for s in dylib.imported_symbols}
+    assert undefined == {b.symbol.name for b in dylib.bindings}, "each undefined symbol is bound to a library"
+    assert dylib.has_code_signature
     check_signature(code, dylib.code_signature.data_offset)
 
 

@@ -558,10 +558,17 @@ void Executor::run_call(const Binding& b, size_t index) const {
   const uint64_t* slots = b.slots.data() + bound.slots;
   const size_t stride = bound.per_worker ? bound.n_slots : 0;
   std::atomic<int32_t> status{0};
-  pool_->parallel_for(bound.extent, plan_.steps[index].grain, [&](int64_t begin, int64_t end, int worker) {
-    const int32_t result = invoker(function, slots + static_cast<size_t>(worker) * stride, begin, end);
-    if (result != 0) status.store(result, std::memory_order_relaxed);
-  });
+  if (observer_ != nullptr) {
+    observer_->before(plan_.steps[index], {b.args.data() + bound.args, bound.n_args}, {slots, bound.n_slots},
+                      bound.extent);
+    if (bound.extent > 0) status = invoker(function, slots, 0, bound.extent);
+    observer_->after();
+  } else {
+    pool_->parallel_for(bound.extent, plan_.steps[index].grain, [&](int64_t begin, int64_t end, int worker) {
+      const int32_t result = invoker(function, slots + static_cast<size_t>(worker) * stride, begin, end);
+      if (result != 0) status.store(result, std::memory_order_relaxed);
+    });
+  }
   if (const int32_t result = status.load(); result != 0)
     throw Error(Code::kInternal, plan_.steps[index].origin,
                 plan_.steps[index].name + " returned " + std::to_string(result));

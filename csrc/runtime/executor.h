@@ -60,6 +60,16 @@ struct Binding {
   }
 };
 
+// Sees each compiled function before and after it runs, over its whole extent in the thread that called run(). Slots
+// are its 8-byte arguments as passed.
+class CallObserver {
+ public:
+  virtual ~CallObserver() = default;
+  virtual void before(const Step& step, std::span<const ArgRef> args, std::span<const uint64_t> slots,
+                      int64_t extent) = 0;
+  virtual void after() = 0;
+};
+
 class Executor {
  public:
   // The members must outlive the executor. threads <= 0: default_threads().
@@ -85,6 +95,8 @@ class Executor {
   Binding& bind_symbols(std::vector<int64_t> symbols);
 
   States& states() { return states_; }
+  // Must outlive the runs; null: nobody.
+  void observe(CallObserver* observer) { observer_ = observer; }
 
   // step_ns: null, or one number for each step, set to the time it took (-1: it was jumped over).
   void run(Binding& binding, std::span<void* const> inputs, std::span<void* const> outputs, int64_t* step_ns = nullptr);
@@ -113,6 +125,7 @@ class Executor {
   CodeLibrary code_;
   std::span<const std::byte> weights_;
   int threads_;
+  CallObserver* observer_ = nullptr;
   std::shared_ptr<ThreadPool> pool_;
   std::vector<void*> functions_;
   std::vector<const Kernel*> kernels_;

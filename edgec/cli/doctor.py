@@ -16,6 +16,8 @@ PACKAGES = (
     ("onnx_ir", "onnx_ir", "building", "'edgec[build]'"),
     ("ziglang", "ziglang", "building", "'edgec[build]'"),
     ("onnxruntime", "onnxruntime", "verify and bench against it (optional)", "onnxruntime"),
+    ("unicorn", "unicorn", "verify --emulate of macOS's Mach-O (optional)", "'edgec[emulate]'"),
+    ("lief", "lief", "verify --emulate of macOS's Mach-O (optional)", "'edgec[emulate]'"),
 )
 
 
@@ -34,9 +36,10 @@ def doctor(*, measure: bool = False, common: Common = COMMON) -> int:
         rates.of(targets.load("host"), measure_now=True)
     packages = [_package(*p) for p in PACKAGES]
     cpu = _cpu()
-    problems = _problems(packages, cpu)
+    problems, emulation = _problems(packages, cpu), _emulation()
     if common.json:
         found = {"python": platform.python_version(), **cpu, "packages": packages, "problems": problems}
+        found["emulation"] = emulation
         print_json(found | {"rates": _rates()})
         return int(bool(problems))
     import edgec
@@ -49,13 +52,16 @@ def doctor(*, measure: bool = False, common: Common = COMMON) -> int:
             ("cpu", ", ".join(cpu["features"]) or "baseline"),
             ("target", cpu["target"]),
             ("threads", f"{cpu['threads']}: {cpu['threads_reason']}"),
-            ("emulation", _emulation()),
             ("estimates", _estimates()),
         )
     )
     table(
         ("package", "version", "for"),
         [(p["name"], p["version"] or "not installed", p["purpose"]) for p in packages],
+    )
+    table(
+        ("emulation", "found", "for"),
+        [(e["name"], e["path"] or f"no: {e['missing']}", e["purpose"]) for e in emulation],
     )
     for problem in problems:
         print(f"problem: {problem}")
@@ -122,15 +128,22 @@ def _estimates() -> str | None:
     return f"{gmacs} GMAC/s a core, weights from memory at {found['stream'][-1][1]:.3g} GB/s{how}"
 
 
-def _emulation() -> str:
-    """For `verify --emulate`, which is optional."""
+def _emulation() -> list[dict]:
+    """What runs code of other CPUs here; all of it is optional."""
     from edgec.emulate import runner
     from edgec.errors import EdgecError
 
+    found = {"name": "qemu-aarch64", "path": None, "missing": None, "purpose": "verify --emulate of Arm artifacts"}
     try:
-        return f"aarch64 by {runner.find_qemu('aarch64')}"
+        found["path"] = str(runner.find_qemu("aarch64"))
     except EdgecError as error:
-        return f"none of aarch64 (verify --emulate): {error.message}. {error.hint}"
+        found["missing"] = f"{error.message}. {error.hint}"
+    root = runner.arm_root()
+    ready = (root / "ready").exists()
+    linux = {"name": "arm64 Linux", "path": str(root) if ready else None,
+             "missing": None if ready else "make test-arm in a checkout fetches it",
+             "purpose": "edgec's own tests on Arm (make test-arm)"}  # fmt: skip
+    return [found, linux]
 
 
 def _threads_reason(threads: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,7 +56,8 @@ def verify(
     by
         What runs the source; by default onnxruntime where it is installed, else the IR's reference evaluator.
     emulate
-        Run the artifact's own code under an emulator of its target's CPU (qemu; macOS and Android too).
+        Run the artifact's own code under an emulator of its target's CPU (qemu; macOS and Android too). For macOS the
+        Mach-O's functions then run once more under Unicorn, as macOS would load it.
     count
         With --emulate: count the instructions that each run executes (slow: tens of millions a second).
     """
@@ -92,6 +94,11 @@ def verify(
     out: dict[str, Any] = {"ok": holds, "tolerance": limit, "against": source.by, "results": rows}
     if emulate:
         out["emulated"] = {"target": session.target.name, "cpu": session.cpu, "threads": session.threads}
+        feeds = trials[0][1][2]
+        found = session.smoke({p.name: feeds[p.name] for p in session.inputs}, console(stderr=True).print)
+        if found is not None:
+            out["emulated"]["macho"] = asdict(found) | {"text": found.text()}
+            out["ok"] = holds = holds and found.ok
     if count:
         out["instructions"] = [
             {"dims": dims, "instructions": session.run_counted({p.name: feeds[p.name] for p in session.inputs})[1]}
@@ -169,6 +176,8 @@ def _show(out: dict[str, Any]) -> None:
         print(f"{dims}: {run['instructions']:,} instructions executed")
     if "emulated" in out:
         print(f"emulated: {out['emulated']['target']}, as qemu's {out['emulated']['cpu']}")
+        if "macho" in out["emulated"]:
+            print(out["emulated"]["macho"]["text"])
     if "layers" in out:
         from edgec.cli.layers import show
 

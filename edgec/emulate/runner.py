@@ -44,10 +44,17 @@ def sources() -> Path:
     raise EdgecError("EC1801", "this installation has no csrc folder", hint="Install edgec's wheel or use a checkout")
 
 
+def arm_root() -> Path:
+    """Where `make test-arm` keeps an arm64 Linux to test in, and the qemu that it fetched."""
+    return Path(os.environ.get("EDGEC_ARM_ROOT") or Path.home() / ".cache/edgec-arm")
+
+
 def find_qemu(arch: str) -> Path:
-    """qemu's user-mode program for this CPU. Raises EdgecError EC1801 where there is none or it is too old."""
+    """qemu's user-mode program for this CPU: $EDGEC_QEMU, on the path, or in the arm root. Raises EdgecError EC1801
+    where there is none or it is too old."""
     named = os.environ.get("EDGEC_QEMU")
-    path = shutil.which(named) if named else shutil.which(f"qemu-{arch}") or shutil.which(f"qemu-{arch}-static")
+    names = [named] if named else [f"qemu-{arch}", f"qemu-{arch}-static", str(arm_root() / f"qemu-{arch}")]
+    path = next(filter(None, map(shutil.which, names)), None)
     if path is None:
         raise EdgecError("EC1801", f"there is no emulator of {arch} ({named or f'qemu-{arch}'})", hint=INSTALL)
     try:

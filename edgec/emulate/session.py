@@ -16,7 +16,8 @@ import numpy as np
 
 from edgec import targets
 from edgec.artifact.reader import ArtifactFile
-from edgec.emulate import runner
+from edgec.emulate import macho, runner
+from edgec.emulate.smoke import Smoke, read, smoke
 from edgec.errors import EdgecError
 from edgec.runtime.session import _NUMPY_NAMES, Port
 
@@ -83,6 +84,23 @@ class EmulatedSession:
 
             instructions = run(2, True) - run(1, True) if count else run(1, False)
             return self._read(result.read_bytes()), instructions
+
+    def smoke(self, feeds: Mapping[str, np.ndarray], progress=lambda text: None) -> Smoke | None:
+        """Each function of a macOS artifact's own Mach-O, called under Unicorn with what it is given under qemu here;
+        None for other systems. Raises as a call does, and EC1802 for a library that macOS would not load."""
+        if self.target.link != "macho":
+            return None
+        if reason := macho.missing():
+            return Smoke(skipped=reason)
+        code = bytes(self.artifact.members.get("code.so", b""))
+        if not code:
+            return Smoke(skipped="it has no compiled function")
+        with tempfile.TemporaryDirectory() as folder:
+            request, result, record = (Path(folder) / name for name in ("request", "result", "record"))
+            request.write_bytes(b"".join(self._words(feeds)))
+            program = [self._program, self.artifact.path, self.threads, 1, request, result, record]
+            self._emulate([str(word) for word in program], None)
+            return smoke(code, read(record.read_bytes()), progress)
 
     def _emulate(self, program: list[str], trace: Path | None) -> int:
         try:

@@ -14,6 +14,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from edgec.emulate.runner import arm_root
+
 PROJECT = Path(__file__).resolve().parents[2]
 BUILD = PROJECT / "build" / "arm"
 # qemu 11 of the backports: earlier ones compute SMOPA wrong and lack SME2.
@@ -77,14 +79,10 @@ def _run(command: list[str], error: type[Exception] = Unavailable, **options) ->
     return done.stdout
 
 
-def home() -> Path:
-    return Path(os.environ.get("EDGEC_ARM_ROOT") or Path.home() / ".cache/edgec-arm")
-
-
 def emulator(streaming_bits: int = 512) -> list[str]:
     """The command that runs an arm64 program, with SME2 vectors of that many bits; call setup() first."""
     cpu = f"max,sme-default-vector-length={streaming_bits // 8}"
-    return [str(home() / "qemu-aarch64"), "-L", str(home() / "root"), "-cpu", cpu]
+    return [str(arm_root() / "qemu-aarch64"), "-L", str(arm_root() / "root"), "-cpu", cpu]
 
 
 def _apt(name: str, architecture: str, suite: str, packages: list[str]) -> list[Path]:
@@ -93,7 +91,7 @@ def _apt(name: str, architecture: str, suite: str, packages: list[str]) -> list[
     mirror = next((m for m in sorted(set(mirrors)) if "security" not in m), None)
     if mirror is None:
         raise Unavailable("apt has no package list: run apt-get update, on a Debian system")
-    base, into = home() / f"apt-{name}", home() / "deb" / name
+    base, into = arm_root() / f"apt-{name}", arm_root() / "deb" / name
     for folder in ("state/lists/partial", "cache/archives/partial", "etc/preferences.d"):
         (base / folder).mkdir(parents=True, exist_ok=True)
     into.mkdir(parents=True, exist_ok=True)
@@ -119,21 +117,21 @@ def _wheels(into: Path, *arguments: str) -> None:
 
 def setup() -> None:
     """Downloads what is missing, about 250 MB the first time. Raises Unavailable."""
-    root = home() / "root"
-    if not (home() / "ready").exists():
+    root = arm_root() / "root"
+    if not (arm_root() / "ready").exists():
         root.mkdir(parents=True, exist_ok=True)
         native = _run(["dpkg", "--print-architecture"]).strip()
         for package in _apt("host", native, QEMU[0], [QEMU[1]]):
-            _run(["dpkg", "-x", str(package), str(home() / "host")])
-        shutil.copy2(home() / "host/usr/bin/qemu-aarch64", home() / "qemu-aarch64")
+            _run(["dpkg", "-x", str(package), str(arm_root() / "host")])
+        shutil.copy2(arm_root() / "host/usr/bin/qemu-aarch64", arm_root() / "qemu-aarch64")
         for package in _apt("arm64", "arm64", SUITE, PACKAGES):
             _run(["dpkg", "-x", str(package), str(root)])
         platforms = [f"--platform=manylinux{v}_aarch64" for v in ("_2_28", "_2_17", "2014")]
         _wheels(root / "usr/lib/python3/dist-packages", *platforms, *BINARY_WHEELS)
         _run([*emulator(), str(root / "usr/bin/python3.11"), "-c", "import numpy"])
-        (home() / "ready").touch()
-    if not (home() / "wheels/hypothesis").exists():
-        _wheels(home() / "wheels", *PURE_WHEELS)
+        (arm_root() / "ready").touch()
+    if not (arm_root() / "wheels/hypothesis").exists():
+        _wheels(arm_root() / "wheels", *PURE_WHEELS)
 
 
 def _compile(source: Path, extra: tuple[str, ...]) -> Path:
@@ -175,7 +173,7 @@ def build_extension() -> Path:
     """The whole of edgec._core for arm64, with the Python sources beside it: a folder to import edgec from."""
     import pybind11
 
-    root = home() / "root/usr/include"
+    root = arm_root() / "root/usr/include"
     includes = ("-DEDGEC_WITH_KERNELS", "-isystem", pybind11.get_include(), "-isystem", str(root / "python3.11"))
     includes += ("-idirafter", str(root))
     folders = ("runtime", "python")
@@ -194,7 +192,9 @@ def python(
     arguments: list[str], package: Path, streaming_bits: int = 512, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Runs the arm64 Python with edgec, numpy, pytest and Hypothesis."""
-    path = os.pathsep.join([str(package), str(home() / "wheels"), str(home() / "root/usr/lib/python3/dist-packages")])
+    path = os.pathsep.join(
+        [str(package), str(arm_root() / "wheels"), str(arm_root() / "root/usr/lib/python3/dist-packages")]
+    )
     # CI: Hypothesis tries the same examples each time
     variables = {
         "PATH": os.environ.get("PATH", ""),
@@ -203,5 +203,5 @@ def python(
         "CI": "true",
         **environment,
     }
-    command = [*emulator(streaming_bits), str(home() / "root/usr/bin/python3.11"), *arguments]
+    command = [*emulator(streaming_bits), str(arm_root() / "root/usr/bin/python3.11"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=package, env=variables)

@@ -86,6 +86,17 @@ def here(model, tmp_path_factory):
     return session
 
 
+def runs_as_macos_loads_it(session: EmulatedSession, feeds: dict[str, np.ndarray]) -> None:
+    """Every function of the Mach-O, under Unicorn, gives what it gave under qemu."""
+    found = session.smoke(feeds)
+    if session.target.link != "macho":
+        assert found is None
+        return
+    print(f"{session.target.name}: {found.text()}")
+    assert found.ok and found.functions > 0, found
+    assert found.exact + found.near == found.functions and found.exact > 0, found
+
+
 @pytest.mark.parametrize("weights", ["fp32", "int4"])
 @pytest.mark.parametrize("target", TARGETS)
 def test_same_numbers_as_this_machine(model, here, target, weights, tmp_path):
@@ -94,10 +105,12 @@ def test_same_numbers_as_this_machine(model, here, target, weights, tmp_path):
     x = np.random.default_rng(1).standard_normal((7, 96)).astype(np.float32)
     want = here(weights)(x=x)
     for threads in (1, 3):
-        got = EmulatedSession(tmp_path / "there.edgec", threads=threads)(x=x)
+        session = EmulatedSession(tmp_path / "there.edgec", threads=threads)
+        got = session(x=x)
         for name, value in want.items():
             limit = 2e-5 if weights == "fp32" else 5e-3
             assert np.abs(got[name] - value).max() <= limit * np.abs(value).max(), (name, threads)
+    runs_as_macos_loads_it(session, {"x": x})
 
 
 @pytest.mark.parametrize("target", ["raspberry-pi-4", "raspberry-pi-5", "apple-m2"])
@@ -172,6 +185,7 @@ def test_command(model, tmp_path, capsys):
     assert main(arguments) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["ok"] and found["emulated"]["target"] == "apple-m2"
+    assert found["emulated"]["macho"]["exact"] > 0 and "functions" in found["emulated"]["macho"]["text"]
     # 4 rows by 96 x 320 x 2 products, four in an instruction at best
     assert 4 * 96 * 320 * 2 / 4 <= found["instructions"][0]["instructions"] < 5_000_000
 

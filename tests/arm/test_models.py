@@ -113,7 +113,11 @@ def test_on_every_mac(name, target, built, on_linux):
     """Artifacts are dylibs that macOS takes, and compute what the one for Linux computes."""
     path = built(name, target)
     check_dylib(bytes(ArtifactFile(path, check_target=False).members["code.so"]), targets.load(target))
-    got, want = EmulatedSession(path)(**feeds_of(name)), on_linux(name)
+    session = EmulatedSession(path)
+    got, want = session(**feeds_of(name)), on_linux(name)
     for key, value in want.items():
         assert np.isfinite(value).all()
         assert np.abs(got[key] - value).max() <= 0.02 * np.abs(value).max(), key
+    smoke = session.smoke(feeds_of(name))
+    print(f"{name} {target}: {smoke.text()}")
+    assert smoke.ok and smoke.exact + smoke.near == smoke.functions > 0, smoke

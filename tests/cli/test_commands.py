@@ -165,7 +165,10 @@ def test_doctor(edgec, monkeypatch):
     found = done.json
     assert done.status == (1 if found["problems"] else 0)
     assert found["threads"] >= 1 and found["features"]
-    assert edgec("doctor").out
+    assert {e["name"] for e in found["emulation"]} == {"qemu-aarch64", "arm64 Linux"}
+    assert all((e["path"] is None) == bool(e["missing"]) for e in found["emulation"])
+    text = edgec("doctor").out
+    assert all(name in text for name in ("qemu-aarch64", "arm64 Linux", "unicorn", "make test-arm"))
     monkeypatch.setattr("edgec.cli.doctor.PACKAGES", (("apache-tvm", "no_such_module", "building", "'edgec[build]'"),))
     lacking = edgec("doctor")
     assert lacking.status == 1 and "pip install 'edgec[build]'" in lacking.out

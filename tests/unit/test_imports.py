@@ -21,6 +21,8 @@ ONLY = {
     "torch": ("edgec.distill",),
     "onnxruntime": ("edgec.cli", "edgec.testing"),
     "hypothesis": ("edgec.testing",),
+    "unicorn": ("edgec.emulate",),
+    "lief": ("edgec.emulate",),
     "rich": ("edgec.cli",),
     "cyclopts": ("edgec.cli",),
     "starlette": ("edgec.serve",),

@@ -155,7 +155,7 @@ class Build:
         from edgec.calibrate import data
 
         assert self.graph is not None
-        self.calibration = data.load(path, self.graph, self.files)
+        self.calibration = data.load(path, self.graph, self.files, least=data.LEAST_SAMPLES)
         name, found = Path(path).name, self.calibration
         self.report.calibration = {"name": name, "samples": found.samples, "sha256": found.key}
 
@@ -171,7 +171,9 @@ class Build:
         request = p.parse(self.options.prune, self.options.speedup)
         assert request is not None
         limit = p.SAMPLES if isinstance(decoder.roles(graph), str) else None
-        load = None if self.calib is None else functools.partial(data.load, self.calib, graph, self.files, limit=limit)
+        load = None
+        if self.calib is not None:
+            load = functools.partial(data.load, self.calib, graph, self.files, limit=limit, least=data.LEAST_SAMPLES)
         if request.mask is not None:
             graph, layers = p.mask_model(graph, *request.mask, load, self._share)
             self.report.pruning = {"method": request.mask[0], "zeros": layers}
@@ -238,6 +240,10 @@ class Build:
         self.graph, self.report.weights = q.quantize(self.graph, options)
         if any(w["bits"] < 32 for w in self.report.weights):
             self.unquantized = before
+        if broken := [w["name"] for w in self.report.weights if w["reason"] == q.NOT_FINITE]:
+            listed = "; ".join(broken[:3]) + ("; ..." if len(broken) > 3 else "")
+            self.report.notes.append(f"Weights that hold numbers that are not finite stay as they are: {listed}. "
+                                     "Check the model.")  # fmt: skip
         self.report.cached_bytes = self.store.bytes_found
         verify(self.graph)
         self.dump("quantize", self.graph)

@@ -35,6 +35,7 @@ from edgec.ir.types import INTS, numpy_dtype
 ROWS = 8  # rows of a batch of texts or samples, where the model leaves the batch open
 STEP = 32  # lengths of rows are multiples of it: each shape is compiled once
 LEAST_TOKENS = 256  # of text, all in all: with fewer, statistics say little
+LEAST_SAMPLES = 4  # of arrays, to fit weights to
 LARGEST = 1 << 30  # bytes of a file of text
 KINDS = ".txt, .jsonl, .npz, or a folder of .npy files"
 Feeds = dict[str, np.ndarray]
@@ -64,6 +65,7 @@ def load(
     *,
     length: int | None = None,
     limit: int | None = None,
+    least: int = 1,
     seed: int = 0,
     labels: str | None = None,
 ) -> Calibration:
@@ -72,7 +74,7 @@ def load(
     files: the model's text files by name (`frontend.folder.text_files`); "tokenizer.json" is needed for text. length: tokens
     of a window (default 256) or of the longest row (default 128). limit: windows (default 64), texts (default 1024) or samples
     (default 256) to take; which ones, and their order, comes from the seed. labels: the field or array that holds true labels.
-    Raises EdgecError EC1302 for data that does not
+    least: rows of arrays that there have to be. Raises EdgecError EC1302 for data that does not
     fit the graph (names, shapes, dtypes, too little of it, values that are not finite), EC1003 for a file that cannot be
     read, EC1701 or EC1702 where text cannot be tokenized or a conversation not be rendered, EC1001 for an argument.
     """
@@ -82,7 +84,7 @@ def load(
     path, rng = Path(path), np.random.default_rng(seed)
     if path.is_dir() or path.suffix == ".npz":
         arrays = _read_folder(path) if path.is_dir() else _read_npz(path)
-        return _from_arrays(arrays, graph, limit, rng, str(path), labels)
+        return _enough(_from_arrays(arrays, graph, limit, rng, str(path), labels), least, str(path))
     if path.suffix not in (".txt", ".jsonl"):
         raise EdgecError("EC1302", f"{path.suffix or 'a file without a suffix'} is none of {KINDS}", str(path))
     content = _read_text(path)
@@ -97,7 +99,15 @@ def load(
         texts = list(_conversations(records, files or {}, str(path)))
         true = None if labels is None else truth.of_records(records, labels, str(path))
         return _from_texts(texts, graph, files or {}, length, limit, rng, str(path), true)
-    return _from_arrays(_columns(records, graph, str(path)), graph, limit, rng, str(path), labels)
+    columns = _columns(records, graph, str(path))
+    return _enough(_from_arrays(columns, graph, limit, rng, str(path), labels), least, str(path))
+
+
+def _enough(found: Calibration, least: int, where: str) -> Calibration:
+    rows = sum(max((len(a) for a in feed.values() if a.ndim), default=1) for feed in found.feeds)
+    if rows < least:
+        raise _unfit(f"{rows} samples are too few to fit weights to", where, f"Give {least} or more, better 256")
+    return found
 
 
 def paragraphs(content: str) -> list[str]:
@@ -155,7 +165,10 @@ def _conversations(records: Iterable[tuple[int, dict]], files: Mapping[str, byte
             continue
         from edgec.runtime.generate import template as t
 
-        messages = t.check_messages(record["messages"])
+        try:
+            messages = t.check_messages(record["messages"])
+        except EdgecError as error:
+            raise _unfit(f"line {number}: {error.where}: {error.message}", where, error.hint) from None
         if template is None:
             configs = [json.loads(files.get(n, b"{}")) for n in ("tokenizer_config.json", "special_tokens_map.json")]
             source = t.find_template(files, configs[0])
@@ -194,23 +207,32 @@ def _columns(records: list[tuple[int, dict]], graph: Graph, where: str) -> Feeds
 
 def _read_npz(path: Path) -> Feeds:
     try:
+        _starts(path, b"PK", "is a zip")
         with np.load(path, allow_pickle=False) as found:
-            if isinstance(found, np.ndarray):
-                raise ValueError("it is a single array")
             return {name: found[name] for name in found.files}
     except OSError as error:
         raise EdgecError("EC1003", error.strerror or str(error), str(path), "Check the path") from None
     except Exception as error:  # zipfile, zlib and numpy have exceptions of their own
-        raise EdgecError("EC1003", f"it is no .npz file of plain arrays: {error}", str(path)) from None
+        reason = f"it is no .npz file of plain arrays: {error}"
+        raise EdgecError("EC1003", reason, str(path), "Write it with numpy.savez") from None
+
+
+def _starts(path: Path, magic: bytes, what: str) -> None:
+    """numpy takes whatever else it finds for a pickle, and says so."""
+    with open(path, "rb") as f:
+        if f.read(len(magic)) != magic:
+            raise ValueError(f"such a file {what}")
 
 
 def _read_folder(path: Path) -> Feeds:
     found = {}
     for file in sorted(path.glob("*.npy")):
         try:
+            _starts(file, b"\x93NUMPY", "begins with NUMPY")
             found[file.stem] = np.load(file, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise EdgecError("EC1003", f"it is no .npy file of a plain array: {error}", str(file)) from None
+            reason = f"it is no .npy file of a plain array: {error}"
+            raise EdgecError("EC1003", reason, str(file), "Write it with numpy.save") from None
     if not found:
         raise _unfit("the folder has no .npy files", str(path), "Name them after the model's inputs")
     return found
@@ -285,7 +307,8 @@ def _from_arrays(
         feed = {n: np.ascontiguousarray(a[index] if batched else a[index[0]]) for n, a in arrays.items()}
         for name, value in feed.items():
             if value.dtype.kind == "f" and not np.isfinite(value).all():
-                raise _unfit(f"input {name!r} holds numbers that are not finite, in samples {index.tolist()}", where)
+                reason = f"input {name!r} holds numbers that are not finite, in samples {index.tolist()}"
+                raise _unfit(reason, where, "Leave these samples out")
         feeds.append(feed | {k: v for k, v in empty_caches(graph, feed).items() if k not in feed})
     key = _key(feeds, chosen_labels)
     return Calibration(feeds, [None] * len(feeds), len(chosen), key, chosen_labels if true is not None else None)
@@ -301,7 +324,8 @@ def _check_array(name: str, node: Node, array: np.ndarray, batched: bool, where:
         raise _unfit(f"input {name!r} is {list(shape)}, the model has {node.type}", where,
                      "The first axis counts the samples")  # fmt: skip
     if array.dtype != numpy_dtype(node.dtype):
-        raise _unfit(f"input {name!r} is {array.dtype}, the model has {node.dtype}", where)
+        want = numpy_dtype(node.dtype)
+        raise _unfit(f"input {name!r} is {array.dtype}, the model has {node.dtype}", where, f"Save it as {want}")
 
 
 # --- text ----------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from edgec.ir.data import Packed, key_text
 from edgec.ir.node import Data, Graph, Node, topological
 from edgec.ir.types import Quantized, TensorType
 from edgec.rewrites.encode import floats, packed_data, version
-from edgec.rewrites.quantize import Options, Quantizer, Solved, plain
+from edgec.rewrites.quantize import NOT_FINITE, Options, Quantizer, Solved, plain
 
 CORRECTION = 1.0  # how much of the earlier layers' error a layer makes up for
 DAMP = 0.05  # of each column's H
@@ -205,7 +205,10 @@ class _Solver:
                 continue
             encoding, format, key, size = self._place(data)
             shift = self._shift(moments, moments.drift.get(r), hessian) if enough and self.correction else None
-            stored = self._encode(data, encoding, format, key, size, hessian, shift)
+            try:
+                stored = self._encode(data, encoding, format, key, size, hessian, shift)
+            except FloatingPointError:
+                raise EdgecError("EC1302", NOT_FINITE, self.graph.origin(r), "Check the model's weights") from None
             if stored is not None:
                 self._keep(data, encoding, format, key, stored)
             elif isinstance(new := self.quantizer.encode(data, "linear"), Data):
@@ -255,12 +258,15 @@ class _Solver:
         return shift
 
     def _encode(self, data: Data, encoding, format: str, key: str, size: int, hessian: gptq.Hessian, shift):
-        """What is stored of the weight; None where numbers beyond f16 or none at all leave that to the policy."""
+        """What is stored of the weight; None where numbers beyond f16 leave that to the policy. Raises FloatingPointError
+        for a weight that holds numbers that are not finite."""
         sums = dict.fromkeys(("noise", "signal", "loss", "output"), 0.0)
         writer = self.options.store.put(key, size, KEPT)
         try:
             for begin, block in data.blocks(kernels.formats()[format].panel):
                 w = floats(block["value"], self.threads)
+                if not np.isfinite(w).all():
+                    raise FloatingPointError
                 aim = w if shift is None else w + shift(w, begin, begin + len(w))
                 if not np.isfinite(aim).all():
                     return None

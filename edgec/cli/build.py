@@ -18,6 +18,7 @@ from edgec.cli.common import (
     fields,
     parse_dims,
     print_json,
+    ratio_text,
     read_array,
     split_pair,
     writable,
@@ -282,7 +283,7 @@ def _show(found: dict[str, Any], out: Path) -> None:
     fields(
         (
             ("artifact", out),
-            ("size", f"{bytes_text(before)} -> {bytes_text(after)} ({before / max(after, 1):.1f}x smaller)"),
+            ("size", f"{bytes_text(before)} -> {bytes_text(after)} ({ratio_text(before, after)})"),
             ("weights", f"{found['weight_bits']:.2f} bits each" if found["weight_bits"] else None),
             ("pruned", _pruning_text(found["pruning"])),
             ("tuned", f"{found['tuned_share']:.1%} of {found['macs'] / 1e6:.1f} M multiply-accumulates"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,12 +38,20 @@ def console(stderr: bool = False):
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    def plain(v):
-        if hasattr(v, "tolist"):
-            return v.tolist()
-        return str(v)
+    print(json.dumps(_plain(value), allow_nan=False, indent=2))
 
-    print(json.dumps(value, default=plain, indent=2))
+
+def _plain(value: Any) -> Any:
+    """What JSON has: numbers that are not finite become null."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, (list, tuple, set)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, (str, int, type(None))) else str(value)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
@@ -72,6 +81,12 @@ def bytes_text(n: float) -> str:
         if n >= size:
             return f"{n / size:.2f} {unit}"
     return f"{n:.0f} B"
+
+
+def ratio_text(before: float, after: float) -> str:
+    if before >= after:
+        return f"{before / max(after, 1):.1f}x smaller"
+    return f"{after / max(before, 1):.1f}x larger"
 
 
 def origin_text(origin: str, width: int = 70) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from edgec.errors import EdgecError
 
+NO_NUMBERS = "no value is finite, on both sides"
 # largest error of an output, relative to its largest value, that `verify` accepts by default
 TOLERANCE = {"fp32": 1e-3, "int8": 0.05, "int4": 0.2}
 
@@ -92,7 +93,8 @@ def errors(got, want) -> dict[str, Any]:
     """max_abs; relative: max_abs by the largest magnitude of `want`; cosine; snr_db, None where there is no error;
     over the finite values of `want`.
 
-    Where shapes or dtypes differ, or non-finite values do, relative is infinite and `reason` says why.
+    Where shapes or dtypes differ, or non-finite values do, relative is infinite and `reason` says why. Where both sides have
+    no finite value the errors are 0, and `reason` is NO_NUMBERS.
     """
     import numpy as np
 
@@ -109,7 +111,8 @@ def errors(got, want) -> dict[str, Any]:
                 "reason": reason}  # fmt: skip
     a, b = a[finite], b[finite]
     if not a.size:
-        return {"max_abs": 0.0, "relative": 0.0, "cosine": 1.0, "snr_db": None}
+        equal = {"max_abs": 0.0, "relative": 0.0, "cosine": 1.0, "snr_db": None}
+        return equal if not finite.size else equal | {"reason": NO_NUMBERS}
     max_abs, largest = float(np.abs(a - b).max()), float(np.abs(b).max())
     noise, signal = float(np.square(a - b).sum()), float(np.square(b).sum())
     norms = float(np.linalg.norm(a) * np.linalg.norm(b))

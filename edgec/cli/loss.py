@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edgec.cli.common import bytes_text, origin_text
+from edgec.cli.compare import NO_NUMBERS
 from edgec.errors import EdgecError
 
 HELD = 10**9  # bytes of a source that onnxruntime may hold at once; a larger one runs in fp32, a few layers at a time
@@ -26,17 +27,30 @@ METRICS = {
     "cosine": (">=", False, ""), "snr": (">=", False, " dB"), "max": ("<=", False, ""),
     "kl": ("<=", True, ""), "top1": (">=", True, ""), "ppl": ("<=", True, ""),
 }  # fmt: skip
+# what a limit can be: no build is better than its source
+RANGES = {"cosine": (-1, 1), "snr": (-300, 300), "max": (0, math.inf), "kl": (0, math.inf), "top1": (0, 1),
+          "ppl": (-1, math.inf)}  # fmt: skip
 
 
 def parse_limits(spec: str | None) -> dict[str, float]:
     """--max-loss: METRIC=LIMIT, several with commas; a share may be written with %. Raises EdgecError EC1001."""
     limits: dict[str, float] = {}
-    for part in spec.split(",") if spec else ():
-        found = re.fullmatch(r"\s*(\w+)\s*=\s*(-?\d+(?:\.\d*)?(?:e-?\d+)?)\s*(%?)\s*", part)
+    example = "For example --max-loss cosine=0.99 or kl=0.05,ppl=3%"
+    for part in () if spec is None else spec.split(","):
+        found = re.fullmatch(r"\s*(\w+)\s*=\s*(-?\d+(?:\.\d*)?(?:e-?\d{1,3})?)\s*(%?)\s*", part)
         if found is None or found[1] not in METRICS:
             reason = f"{part!r} is not METRIC=LIMIT with a metric of {', '.join(METRICS)}"
-            raise EdgecError("EC1001", reason, "--max-loss", "For example --max-loss cosine=0.99 or kl=0.05,ppl=3%")
-        limits[found[1]] = float(found[2]) / (100 if found[3] else 1)
+            raise EdgecError("EC1001", reason, "--max-loss", example)
+        metric, limit = found[1], float(found[2]) / (100 if found[3] else 1)
+        if metric in limits:
+            raise EdgecError("EC1001", f"{metric} is given twice", "--max-loss", example)
+        least, most = RANGES[metric]
+        if not least <= limit <= most:
+            reason = (
+                f"{metric}={found[2]}{found[3]} is no limit that can be kept: it lies between {least:g} and {most:g}"
+            )
+            raise EdgecError("EC1001", reason, "--max-loss", example)
+        limits[metric] = limit
     return limits
 
 
@@ -271,6 +285,8 @@ class Review:
 
     def _exceeded(self, found: Mapping[str, Any]) -> list[str]:
         texts = []
+        if self.limits and (silent := _silent(found)):
+            return [f"nothing can be told of {', '.join(silent)}: the source's own numbers there are not finite"]
         for metric, limit in self.limits.items():
             value, where = measured(found, metric)
             sign, _, unit = METRICS[metric]
@@ -282,13 +298,15 @@ class Review:
         return texts
 
     def _blame(self, exceeded: Sequence[str], job) -> str:
-        worst = blamed(job.report.weights)[:3]
+        worst = [] if _silent(self.found or {}) else blamed(job.report.weights)[:3]
         names = "; ".join(_layer(row) for row in worst)
         text = "; ".join(exceeded) + (f". Most of it comes from {names}" if names else "")
         return f"{text}. Nothing was written"
 
     def _help(self, job) -> str:
         o = job.options
+        if _silent(self.found or {}):
+            return "Check the model, and give it inputs that it takes with --eval"
         if o.weights == "fp32" and _pruned(job):
             return "Prune less, heal it with --distill DATA, or allow more"
         if o.weights == "fp32":
@@ -323,6 +341,11 @@ def advice(options: Any, found: Mapping[str, Any], calib: Any, distill: Any) -> 
 
 def _pruned(job) -> bool:
     return job.options.prune is not None or job.options.speedup is not None
+
+
+def _silent(found: Mapping[str, Any]) -> list[str]:
+    """Outputs of which the source gives no finite number."""
+    return [name for name, row in (found.get("outputs") or {}).items() if row.get("reason") == NO_NUMBERS]
 
 
 def measured(found: Mapping[str, Any], metric: str) -> tuple[float | None, str]:
@@ -363,6 +386,13 @@ def lines(found: Mapping[str, Any] | None, weights: Sequence[Mapping[str, Any]])
     snr = "" if row.get("snr_db") is None else f", SNR {row['snr_db']:.1f} dB"
     on = f"{name}; {found['inputs']}, against {found['against']}" + (f", by {found['by']}" if "by" in found else "")
     out = [("error", f"{row['relative']:.2e} of the largest value, cosine {row['cosine']:.5f}{snr} ({on})")]
+    if silent := _silent(found):
+        reason = f"the source gives no finite number of {', '.join(silent)}: check the model and its inputs"
+        out = (
+            [("error", f"not compared: {reason} ({on})")]
+            if len(silent) == len(found["outputs"])
+            else [*out, ("", reason)]
+        )
     lm = found.get("lm")
     if lm:
         ppl = (

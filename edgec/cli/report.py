@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from edgec.cli.common import COMMON, Common, bytes_text, existing, need, parse_dims, print_json, writable
+from edgec.cli.common import COMMON, Common, bytes_text, existing, need, parse_dims, print_json, ratio_text, writable
+from edgec.cli.compare import NO_NUMBERS
 from edgec.errors import EdgecError
 
 CHART = 24  # bars of a chart
@@ -133,6 +135,8 @@ def collect(path: Path, against: Path | None, dims: dict, threads: int | None, m
         "weights": weights,
         "chart": _points(weights),
         "loss": _loss(about.get("loss")),
+        "changes": _changes(about),
+        "narrowed": _narrowed(about),
         "compared": _compare(session, path, against),
         "estimates": [_estimate(e.to_dict()) for e in estimates.of_manifest(m)],
         "measured": None,
@@ -217,7 +221,7 @@ def _size(file, weights: list[dict]) -> dict[str, Any]:
     scale = max(file.size, source or 0) or 1
     parts = [{"name": k, "bytes": n, "share": 100 * n / scale} for k, n in after.items() if n]
     return {"bytes": file.size, "source": source, "source_share": 100 * (source or 0) / scale, "parts": parts,
-            "ratio": source / file.size if source else None}  # fmt: skip
+            "ratio": ratio_text(source, file.size) if source else None}  # fmt: skip
 
 
 def _points(weights: list[dict]) -> dict[str, Any] | None:
@@ -248,6 +252,8 @@ def _loss(value: Any) -> dict[str, Any] | None:
         row = _mapping(row)
         rows.append(
             {"name": str(name), **{k: _number(row.get(k)) for k in ("max_abs", "relative", "cosine", "snr_db")}}
+            if row.get("reason") != NO_NUMBERS
+            else {"name": f"{name}: {NO_NUMBERS}", **dict.fromkeys(("max_abs", "relative", "cosine", "snr_db"))}
         )
     if not rows:
         return None
@@ -256,6 +262,37 @@ def _loss(value: Any) -> dict[str, Any] | None:
     on = f"{inputs}, against {found.get('against', '?')}" + (f", by {found['by']}" if "by" in found else "")
     lm = {str(k): n for k, v in _mapping(found.get("lm")).items() if (n := _number(v)) is not None}
     return {"skipped": None, "outputs": rows, "lm": lm, "on": on}
+
+
+def _changes(about: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(what, how) of calibration, pruning and healing, as far as the manifest tells it well."""
+    from edgec.cli.build import _healing_text, _pruning_text
+
+    def calibrated(c: Mapping[str, Any]) -> str:
+        return f"weights fitted to {c['name']}, {c['samples']} samples"
+
+    found = []
+    for what, key, say in (
+        ("calibrated", "calibration", calibrated),
+        ("pruned", "pruning", _pruning_text),
+        ("healed", "healing", _healing_text),
+    ):
+        with suppress(AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError):
+            if about.get(key):
+                found.append((what, str(say(about[key]))))
+    return found
+
+
+def _narrowed(about: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The groups of channels that pruning has made smaller."""
+    found = []
+    rows = _mapping(about.get("pruning")).get("removed")
+    for row in rows if isinstance(rows, list) else ():
+        row = _mapping(row)
+        if isinstance(row.get("name"), str) and all(type(row.get(k)) is int for k in ("before", "after")):
+            keys = ("before", "after", "error")
+            found.append({"name": row["name"], "kind": str(row.get("kind", "")), **{k: row.get(k) for k in keys}})
+    return found
 
 
 def _compare(session, path: Path, against: Path | None) -> list[dict[str, Any]]:

@@ -32,6 +32,7 @@ NARROW = 16  # neither N nor K below this
 LOW_SNR_DB = 17.0  # int4 below this signal-to-noise ratio becomes int8 (a normal distribution at group 32 has 20 dB)
 LOW_SNR_8_DB = 25.0  # int8 below this stays float (a normal distribution at group 128 has 44 dB)
 CONV_CHANNELS = 256  # a 1x1 convolution of fewer channels would lose more to the transposes than int4 gains
+NOT_FINITE = "it holds numbers that are not finite"
 WINDOW_CHANNELS = 64  # the same for input channels of larger windows, whose pieces of rows are copied
 
 
@@ -223,13 +224,13 @@ class Quantizer:
         if encoding.bits < 8:
             new, snr = self._make(data, encoding, role)
             if math.isnan(snr):
-                return keep("it holds numbers that are not finite")
+                return keep(NOT_FINITE)
             if snr >= (LOW_SNR_DB if encoding.bits == 4 else LOW_SNR_8_DB):
                 return as_chosen(new, snr, why)
             why = f"int{encoding.bits} would leave {snr:.1f} dB"
         new, snr = self._make(data, Quantized(8, self.group8(k)), role)
         if math.isnan(snr):
-            return keep("it holds numbers that are not finite")
+            return keep(NOT_FINITE)
         if snr < LOW_SNR_8_DB:
             return keep(f"int8 would leave {snr:.1f} dB")
         return as_chosen(new, snr, why)

@@ -122,6 +122,14 @@ def lines_of(*lines, name="a.jsonl"):
     return lambda tmp_path: write(tmp_path / name, lines)
 
 
+def bytes_in(name, content):
+    def make(tmp_path):
+        (tmp_path / name).write_bytes(content)
+        return tmp_path if name.endswith(".npy") else tmp_path / name
+
+    return make
+
+
 @pytest.mark.parametrize(
     ("make", "code", "says"),
     [
@@ -134,6 +142,8 @@ def lines_of(*lines, name="a.jsonl"):
         (arrays_with(x=np.full((4, 3, 4), np.nan, np.float32)), "EC1302", "not finite"),
         (arrays_with(x=np.array(["a"] * 4)), "EC1302", "'x' is"),
         (arrays_with(x=np.array([None] * 4)), "EC1003", "no .npz file of plain arrays"),
+        (bytes_in("a.npz", b"rubbish"), "EC1003", "such a file is a zip. Write it with numpy.savez"),
+        (bytes_in("x.npy", b"rubbish"), "EC1003", "such a file begins with NUMPY. Write it with numpy.save"),
         (lines_of("{"), "EC1302", "line 1 is no JSON"),
         (lines_of("[1]"), "EC1302", "line 1 is no JSON object"),
         (lines_of("", name="a.jsonl"), "EC1302", "it is empty"),
@@ -141,6 +151,7 @@ def lines_of(*lines, name="a.jsonl"):
         (lines_of('{"x": "a"}'), "EC1302", "something else than numbers"),
         (lines_of('{"x": [1]}', '{"y": [1]}'), "EC1302", "line 2 has y"),
         (lines_of('{"text": 3}'), "EC1302", "text is no string"),
+        (lines_of('{"text": "a"}', '{"messages": 3}'), "EC1302", "line 2: messages: messages are a list"),
         (lines_of("a text", name="a.txt"), "EC1701", "no tokenizer.json"),
         (lines_of("a text", name="a.csv"), "EC1302", ".csv is none of"),
         (lambda tmp_path: tmp_path, "EC1302", "no .npy files"),
@@ -236,3 +247,10 @@ def test_texts_without_labels_are_refused_where_labels_are_asked_for(lm, tmp_pat
         data.load(path, encoder(), lm[1], labels="z")
     with pytest.raises(EdgecError, match="causal language model have no labels"):
         data.load(path, lm[0], lm[1], labels="y")
+
+
+def test_too_few_samples_to_fit_weights_to(tmp_path):
+    path = arrays_with(x=np.zeros((3, 3, 4), np.float32), scale=np.ones((3, 1, 1), np.float32))(tmp_path)
+    assert data.load(path, images()).samples == 3
+    with pytest.raises(EdgecError, match=r"EC1302.*3 samples are too few.*Give 4 or more"):
+        data.load(path, images(), least=data.LEAST_SAMPLES)

@@ -33,6 +33,38 @@ def test_every_lossy_build_says_how_much(edgec, mlp_onnx, tmp_path):
     assert exact["check"]["outputs"]["y"]["relative"] < 1e-4 and not any("sensitivity" in w for w in exact["weights"])
 
 
+@pytest.mark.parametrize(("name", "value"), [("a", np.nan), ("b", np.nan), ("c", np.inf)])
+def test_numbers_that_are_not_finite_in_a_model(edgec, mlp_onnx, tmp_path, name, value):
+    """A build says so; limits and calibration cannot be had, and nothing is written then."""
+    import onnx
+
+    model = onnx.load(mlp_onnx)
+    for tensor in model.graph.initializer:
+        array = onnx.numpy_helper.to_array(tensor).copy()
+        if tensor.name == name:
+            array.reshape(-1, array.shape[-1])[:3] = value
+        tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    onnx.save(model, "broken.onnx")
+    np.savez("x.npz", x=np.random.default_rng(0).standard_normal((32, 64)).astype(np.float32))
+    done = edgec("build", "broken.onnx", "-o", "a.edgec")
+    assert done.status == 0 and "not compared: the source gives no finite number of y" in done.out
+    assert ("Weights that hold numbers that are not finite" in done.out) == (name != "b")
+    (tmp_path / "a.edgec").unlink()
+    for options in (["--max-loss", "cosine=0.9"], ["--calib", "x.npz"], ["--prune", "20%", "--calib", "x.npz"]):
+        done = edgec("build", "broken.onnx", "-o", "a.edgec", *options, "--json")
+        assert done.status == 1, options
+        assert "finite" in done.err or "no number" in done.err
+        assert done.json["error"]["hint"] and not (tmp_path / "a.edgec").exists()
+
+
+def test_json_has_no_numbers_that_json_lacks(capsys):
+    from edgec.cli.common import print_json
+
+    print_json({"a": float("nan"), "b": [np.float32("inf"), np.arange(2)], "c": {1: (True, "x", None)}})
+    found = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(name))
+    assert found == {"a": None, "b": [None, [0, 1]], "c": {"1": [True, "x", None]}}
+
+
 @pytest.mark.parametrize("spec", ["cosine=0.9999999", "snr=80", "max=1e-7", "cosine=0.5,snr=80"])
 def test_a_build_that_lost_too_much_fails_and_leaves_nothing(edgec, mlp_onnx, tmp_path, spec):
     done = edgec("build", mlp_onnx, "-o", "a.edgec", "--max-loss", spec)
@@ -54,6 +86,8 @@ def test_a_build_within_the_limits_is_written(edgec, mlp_onnx, tmp_path):
 
 
 def test_wrong_limits_are_refused_before_the_work(edgec, mlp_onnx, tmp_path):
+    for spec in ("", "cosine=2", "max=-1", "top1=200%", "snr=1e999", "cosine=0.9,cosine=0.8"):
+        assert edgec("build", mlp_onnx, "--max-loss", spec).status == 2
     for wrong in (("--max-loss", "good"), ("--max-loss", "kl=0.1"), ("--max-loss", "cosine=0.9", "--no-check"),
                   ("--eval", "none.txt")):  # fmt: skip
         done = edgec("build", mlp_onnx, "-o", "a.edgec", *wrong)

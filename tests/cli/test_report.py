@@ -8,6 +8,7 @@ import shutil
 import zipfile
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from lm_tools import write_folder
 
@@ -76,6 +77,16 @@ def test_pages_of_other_cpus_fp32_and_language_models(edgec, mlp_onnx, tmp_path)
     assert [e["case"] for e in found["estimates"]] == ["decode", "prefill"]
 
 
+def test_what_pruning_and_calibration_changed(edgec, mlp_onnx, tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32))
+    assert edgec("build", mlp_onnx, "-o", "a.edgec", "--prune", "ffn=25%", "--calib", "x.npz").status == 0
+    found = edgec("report", "a.edgec", "--no-measure", "--json").json
+    shown = Page((tmp_path / "a.html").read_text()).shown
+    assert [(r["before"], r["after"]) for r in found["narrowed"]] == [(128, 96)]
+    assert "Pruned: ffn 128 -> 96" in shown and "Calibrated: weights fitted to x.npz, 64 samples" in shown
+    assert "channels of" in shown and found["narrowed"][0]["name"] in shown
+
+
 def test_wrong_calls_leave_nothing(edgec, mlp_onnx, mlp_artifact, tmp_path):
     (tmp_path / "no.edgec").write_bytes(b"PK\x03\x04nothing")
     for arguments, code in (
@@ -109,6 +120,11 @@ def hostile(manifest: dict) -> dict:
     forged["report"]["weights"].append({"name": BAD, "bits": 4, "shape": [3, BAD], "bytes": "x"})
     forged["report"]["weights"] += [3, {"name": 3}, {"name": BAD, "bits": 4, "bytes": 10, "reason": BAD, "snr_db": 3.0}]
     forged["report"]["loss"] = {"outputs": {BAD: {"cosine": BAD}, "z": 3}, "inputs": BAD, "lm": {BAD: BAD, "kl": None}}
+    forged["report"] |= {
+        "pruning": {"removed": [3, {"name": BAD, "kind": BAD, "before": 3, "after": 2, "error": BAD}], "work": BAD},
+        "healing": {"before": BAD},
+        "calibration": {"name": BAD, "samples": BAD},
+    }
     return forged
 
 

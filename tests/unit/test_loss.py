@@ -113,7 +113,7 @@ def test_a_manifest_that_is_replaced_is_one_that_was_written(tmp_path):
 
 
 def test_limits():
-    assert parse_limits(None) == parse_limits("") == {}
+    assert parse_limits(None) == {}
     assert parse_limits("cosine=0.99") == {"cosine": 0.99}
     assert parse_limits(" kl = 5e-2 , ppl=3%,top1=90%,snr=-3,max=.5".replace(".5", "0.5")) == {
         "kl": 0.05, "ppl": 0.03, "top1": 0.9, "snr": -3.0, "max": 0.5}  # fmt: skip

@@ -109,9 +109,9 @@ class Allocator:
         for use in self.uses[index]:
             left[use.node][use.axis] -= use.share * units
 
-    def check(self, request: Request, budget: float) -> None:
+    def check(self, request: Request, budget: float, rest: float = 0.0) -> None:
         """Raises EC1305 where even the narrowest model does too much, before anything is measured. budget: what is to
-        be saved of `base` by channels (share and speed-up)."""
+        be saved of `base` by channels (share and speed-up). rest: what all else costs, that a speed-up counts too."""
         for kind, share in request.kinds.items():
             mine = [i for i, g in enumerate(self.groups) if g.kind == kind]
             if not mine:
@@ -122,13 +122,21 @@ class Allocator:
             if round(share * total) > possible:
                 reason = f"{share:.0%} of {total} {kind} channels cannot go: {possible} can at most"
                 raise EdgecError("EC1305", reason, "--prune", f"Ask for {int(100 * possible / total)}% or less")
-        if budget <= 0:
+        if request.share is None and request.speedup is None:
             return
+        where = "--prune" if request.speedup is None else "--speedup"
         saved = self.possible()
-        if saved < budget:
-            where = "--prune" if request.speedup is None else "--speedup"
+        if saved <= 1e-9 * self.base:
+            reason = "the model has no channels or heads that can be removed"
+            raise EdgecError("EC1305", reason, where, "docs/pruning.md says what cannot go; build without it")
+        if saved >= budget:
+            return
+        if request.speedup is not None:
+            most = (self.base + rest) / (self.base + rest - saved)
+            reason = f"{request.speedup:g}x cannot be reached by fewer channels: {most:.2f}x can at most"
+        else:
             reason = f"{budget / self.base:.0%} of the products' work is to go, {saved / self.base:.0%} can at most"
-            raise EdgecError("EC1305", reason, where, "Ask for less, or drop layers too (--prune layers=N)")
+        raise EdgecError("EC1305", reason, where, "Ask for less, or drop layers too (--prune layers=N)")
 
     def choose(self, request: Request, budget: float, orders: Sequence[Order], energy: Sequence[float]) -> list[int]:
         """Units to remove of each group. orders, energy: for each group, and the energy that its errors are relative to."""

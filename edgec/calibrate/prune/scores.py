@@ -29,7 +29,7 @@ class Order:
 def damped(hessian: np.ndarray, ridge: float = RIDGE) -> np.ndarray:
     """H + ridge * mean(diagonal) * I, in f64. Raises EC1302 where H is not finite."""
     if not np.isfinite(hessian).all():
-        raise EdgecError("EC1302", "activations are not finite", "calibration data")
+        raise EdgecError("EC1302", "activations are not finite", "calibration data", "Check the model in fp32")
     h = np.asarray(hessian, np.float64)
     mean = float(np.mean(np.diag(h))) or 1.0
     return h + np.eye(len(h)) * ridge * mean

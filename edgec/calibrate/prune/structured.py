@@ -88,7 +88,7 @@ def prune_model(
     wide = Allocator(c := analyse(graph, free), _groups(c, request), cost)
     whole = request.layers + request.attention
     if not whole:
-        wide.check(request, _budget(request, wide.base, rest))
+        wide.check(request, _budget(request, wide.base, rest), rest)
     gone: list[Branch] = []
     smaller, calibration = graph, None
     if whole:
@@ -101,7 +101,7 @@ def prune_model(
     groups = _groups(channels, request)
     allocator = Allocator(channels, groups, cost)
     budget = _budget(request, allocator.base, rest)
-    allocator.check(request, budget)
+    allocator.check(request, budget, rest)
     calibration = calibration or (load() if load else None)
     orders, energy = _orders(channels, groups, allocator, request, calibration)
     counts = allocator.choose(request, budget, orders, energy)
@@ -304,7 +304,7 @@ class _Refit:
         if with_bias and old_bias is not None:
             bias = (old_bias + d[:, -1]).astype(np.float32)
         if not np.isfinite(new).all() or (bias is not None and not np.isfinite(bias).all()):
-            raise EdgecError("EC1302", "activations are not finite", "calibration data")
+            raise EdgecError("EC1302", "activations are not finite", "calibration data", "Check the model in fp32")
         return new, bias
 
 

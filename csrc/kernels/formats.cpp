@@ -55,9 +55,8 @@ Shape shape_of(const Format& f, int64_t k) {
 // (int4, the first four in the low nibbles), lie in a block.
 int64_t word8(int64_t c, int64_t i) { return c / 8 * 256 + c % 8 * 4 + i * 32; }
 int64_t word4(int64_t c, int64_t i) { return c / 8 * 128 + c % 8 * 4 + i * 32; }
-// 6 bits: the low four as int4; the high two of k = 16i + 4j + (0..3) are bits 2j and 2j + 1 of word high6(c, i).
-int64_t low6(int64_t c, int64_t i) { return c / 8 * 192 + c % 8 * 4 + i * 32; }
-int64_t high6(int64_t c, int64_t i) { return low6(c, 4 + i); }
+// 6 bits: of 16 k, the first 12 in three words; the last four, two bits each, above them.
+int64_t word6(int64_t c, int64_t i) { return c / 8 * 192 + c % 8 * 4 + i * 32; }
 constexpr uint32_t kNibbles = 0x0f0f0f0f, kEights = 0x08080808;
 constexpr uint32_t kSixes = 0x3f3f3f3f, kThirtyTwos = 0x20202020, kPairs = 0x03030303;
 
@@ -81,13 +80,12 @@ void put_column(const uint8_t* q, Family family, uint32_t flip, int64_t c, uint8
     return;
   }
   if (family == Family::kS6N16K4) {
-    uint32_t u[8], high[2] = {};
-    for (int64_t i = 0; i < 8; ++i) {
-      u[i] = (load32(q + 4 * i) & kSixes) ^ kThirtyTwos;
-      high[i / 4] |= (u[i] >> 4 & kPairs) << (i % 4 * 2);
+    for (int64_t i = 0; i < 6; ++i) {
+      const uint8_t* from = q + i / 3 * 16;
+      const uint32_t u = (load32(from + i % 3 * 4) & kSixes) ^ kThirtyTwos;
+      const uint32_t last = (load32(from + 12) & kSixes) ^ kThirtyTwos;
+      store32(block + word6(c, i), u | (last >> (4 - i % 3 * 2) & kPairs) << 6);
     }
-    for (int64_t i = 0; i < 4; ++i) store32(block + low6(c, i), (u[2 * i] & kNibbles) | (u[2 * i + 1] & kNibbles) << 4);
-    for (int64_t i = 0; i < 2; ++i) store32(block + high6(c, i), high[i]);
     return;
   }
   if (panel_columns(family) == 32) {
@@ -108,11 +106,13 @@ void get_column(const uint8_t* block, Family family, uint32_t flip, int64_t c, u
     return;
   }
   if (family == Family::kS6N16K4) {
-    for (int64_t i = 0; i < 8; ++i) {
-      const uint32_t low = load32(block + low6(c, i / 2)) >> (i % 2 * 4) & kNibbles;
-      const uint32_t high = load32(block + high6(c, i / 4)) >> (i % 4 * 2) & kPairs;
-      store32(q + 4 * i, low | high << 4);
+    uint32_t last[2] = {};
+    for (int64_t i = 0; i < 6; ++i) {
+      const uint32_t both = load32(block + word6(c, i));
+      store32(q + i / 3 * 16 + i % 3 * 4, both & kSixes);
+      last[i / 3] |= (both >> 6 & kPairs) << (4 - i % 3 * 2);
     }
+    store32(q + 12, last[0]), store32(q + 28, last[1]);
     for (int64_t i = 0; i < kBlock; ++i) q[i] = static_cast<uint8_t>(q[i] - 32);
     return;
   }

@@ -149,7 +149,7 @@ EDGEC_INLINE void amx_products(const uint64_t* x, const uint64_t* y, const uint6
   for (int i = 0; i < 8; ++i) step[i] = amx_kept(steps[i]);
   constexpr int kLoads = amx_operands(kFourRegisters) / 4;  // for 8 k
   const auto eights = [&](int count) EDGEC_MEMBER {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int e = 0; e < count; ++e) {
 #pragma GCC unroll 2
       for (int i = e * kLoads; i < (e + 1) * kLoads; i += 2) {
@@ -161,8 +161,8 @@ EDGEC_INLINE void amx_products(const uint64_t* x, const uint64_t* y, const uint6
     }
     x += count * kLoads, y += count * kLoads;
   };
-  for (; blocks > 1; blocks -= 2) eights(8);
-  if (blocks > 0) eights(4);
+  for (; blocks > 3; blocks -= 4) eights(16);
+  for (; blocks > 0; --blocks) eights(4);
 }
 
 // Rows of Z in order: 32 rows of 32 columns, `stride` bytes apart.

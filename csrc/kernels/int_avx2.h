@@ -126,17 +126,16 @@ EDGEC_INLINE void int4_block(const uint8_t* a, const uint8_t* header, const uint
   }
 }
 
-// 6 bits: steps 4i + 2j and 4i + 2j + 1 of half a block.
-struct Steps {
-  __m256i even, odd;
+// 6 bits: steps 4i to 4i + 3 of half a block.
+struct Sixes {
+  __m256i step[4];
 };
-EDGEC_INLINE Steps unpack_six(const uint8_t* b, int i, int j) {
-  const __m256i raw = load_bytes(b + 64 * i + 32 * j), top = load_bytes(b + 128 + 32 * i);
-  const __m256i nibble = _mm256_set1_epi8(15), pair = _mm256_set1_epi8(0x30);
-  const __m256i even = j ? top : _mm256_slli_epi16(top, 4);
-  const __m256i odd = j ? _mm256_srli_epi16(top, 2) : _mm256_slli_epi16(top, 2);
-  return {_mm256_or_si256(_mm256_and_si256(raw, nibble), _mm256_and_si256(even, pair)),
-          _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(raw, 4), nibble), _mm256_and_si256(odd, pair))};
+EDGEC_INLINE Sixes unpack_six(const uint8_t* b, int i) {
+  const __m256i u0 = load_bytes(b + 96 * i), u1 = load_bytes(b + 96 * i + 32), u2 = load_bytes(b + 96 * i + 64);
+  const __m256i mask = _mm256_set1_epi8(63), top = _mm256_set1_epi8(-64);
+  __m256i last = _mm256_or_si256(_mm256_srli_epi16(_mm256_and_si256(u2, top), 2), _mm256_and_si256(u1, top));
+  last = _mm256_srli_epi16(_mm256_or_si256(_mm256_srli_epi16(last, 2), _mm256_and_si256(u0, top)), 2);
+  return {{_mm256_and_si256(u0, mask), _mm256_and_si256(u1, mask), _mm256_and_si256(u2, mask), last}};
 }
 // -32 times a row's sum over the block, from what is prepared.
 EDGEC_INLINE __m256i start_six(const uint8_t* sums) {
@@ -149,13 +148,16 @@ EDGEC_INLINE void int6_block(const uint8_t* a, const uint8_t* header, const uint
   for (int h = 0; h < 2; ++h) {
     __m256i acc[kRows];
     for (int r = 0; r < kRows; ++r) acc[r] = start_six(a + kRows * 36 + 4 * r);
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      const Steps w = unpack_six(b + 192 * h, i / 2, i % 2);
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      const Sixes w = unpack_six(b + 192 * h, i);
+#pragma GCC unroll 2
+      for (int j = 0; j < 4; j += 2) {
 #pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        const __m256i even = broadcast4(a + 32 * r + 8 * i), odd = broadcast4(a + 32 * r + 8 * i + 4);
-        EDGEC_DOT_U6(acc[r], w.even, even, w.odd, odd);
+        for (int r = 0; r < kRows; ++r) {
+          const uint8_t* x = a + 32 * r + 16 * i + 4 * j;
+          EDGEC_DOT_U6(acc[r], w.step[j], broadcast4(x), w.step[j + 1], broadcast4(x + 4));
+        }
       }
     }
     const __m256 scale = load_scales(header + h * 16);

@@ -50,9 +50,17 @@ constexpr int kStepsAtOnce = kFamily == Family::kS8N16K4   ? 1
                              : kFamily == Family::kS6N16K4 ? 4
                                                            : 2;
 
-// low | (high's bits 4 and 5).
-EDGEC_INLINE __m512i with_high(__m512i low, __m512i high) {
-  return _mm512_ternarylogic_epi32(low, high, _mm512_set1_epi8(0x30), 0xf8);
+// 6 bits: the fourth step, whose bits are above those of three. 0xca: of the second where the mask has ones, else the
+// third.
+EDGEC_INLINE __m512i last_six(__m512i a, __m512i b, __m512i c) {
+  const __m512i top = _mm512_ternarylogic_epi32(_mm512_set1_epi8(-64), a, _mm512_srli_epi16(b, 2), 0xca);
+  const __m512i all = _mm512_ternarylogic_epi32(_mm512_set1_epi8(-16), top, _mm512_srli_epi16(c, 4), 0xca);
+  return _mm512_and_si512(_mm512_srli_epi16(all, 2), _mm512_set1_epi8(63));
+}
+EDGEC_INLINE __m256i last_six(__m256i a, __m256i b, __m256i c) {
+  const __m256i top = _mm256_ternarylogic_epi32(_mm256_set1_epi8(-64), a, _mm256_srli_epi16(b, 2), 0xca);
+  const __m256i all = _mm256_ternarylogic_epi32(_mm256_set1_epi8(-16), top, _mm256_srli_epi16(c, 4), 0xca);
+  return _mm256_and_si256(_mm256_srli_epi16(all, 2), _mm256_set1_epi8(63));
 }
 
 // The i-th kStepsAtOnce steps of a block, each 16 columns x 4 k, unsigned.
@@ -60,6 +68,12 @@ template <Family kFamily>
 EDGEC_INLINE void unpack_steps(const uint8_t* b, int i, __m512i* out) {
   if constexpr (kFamily == Family::kS8N16K4) {
     out[0] = _mm512_xor_si512(load_halves(b + 32 * i, 256), _mm512_set1_epi8(-128));
+    return;
+  }
+  if constexpr (kFamily == Family::kS6N16K4) {
+    for (int j = 0; j < 3; ++j) out[j] = load_halves(b + 96 * i + 32 * j, 192);
+    out[3] = last_six(out[0], out[1], out[2]);
+    for (int j = 0; j < 3; ++j) out[j] = _mm512_and_si512(out[j], _mm512_set1_epi8(63));
     return;
   }
   constexpr int kPairs = kStepsAtOnce<kFamily> / 2;
@@ -74,11 +88,6 @@ EDGEC_INLINE void unpack_steps(const uint8_t* b, int i, __m512i* out) {
   if constexpr (kFamily == Family::kT4N16K4) {
     const __m512i table = _mm512_load_si512(kTableBytes.u);
     out[0] = _mm512_shuffle_epi8(table, out[0]), out[1] = _mm512_shuffle_epi8(table, out[1]);
-  }
-  if constexpr (kFamily == Family::kS6N16K4) {
-    const __m512i high = load_halves(b + 128 + 32 * i, kHalf);
-    out[0] = with_high(out[0], _mm512_slli_epi16(high, 4)), out[1] = with_high(out[1], _mm512_slli_epi16(high, 2));
-    out[2] = with_high(out[2], high), out[3] = with_high(out[3], _mm512_srli_epi16(high, 2));
   }
 }
 
@@ -149,17 +158,14 @@ EDGEC_INLINE __m256i dot_half(const OneRow& row, const uint8_t* b, __m256i acc) 
     return acc;
   }
   if constexpr (kFamily == Family::kS6N16K4) {
-    const __m256i nibble = _mm256_set1_epi8(15), pair = _mm256_set1_epi8(0x30);
+    const __m256i mask = _mm256_set1_epi8(63);
 #pragma GCC unroll 2
     for (int i = 0; i < 2; ++i) {
-      const __m256i raw0 = load32(b + 64 * i), raw1 = load32(b + 64 * i + 32), top = load32(b + 128 + 32 * i);
-      const __m256i low[4] = {raw0, _mm256_srli_epi16(raw0, 4), raw1, _mm256_srli_epi16(raw1, 4)};
-      const __m256i high[4] = {_mm256_slli_epi16(top, 4), _mm256_slli_epi16(top, 2), top, _mm256_srli_epi16(top, 2)};
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) {
-        const __m256i w = _mm256_ternarylogic_epi32(_mm256_and_si256(low[j], nibble), high[j], pair, 0xf8);
-        acc = _mm256_dpbusd_epi32(acc, w, row.x[4 * i + j]);
-      }
+      const __m256i u0 = load32(b + 96 * i), u1 = load32(b + 96 * i + 32), u2 = load32(b + 96 * i + 64);
+      acc = _mm256_dpbusd_epi32(acc, _mm256_and_si256(u0, mask), row.x[4 * i]);
+      acc = _mm256_dpbusd_epi32(acc, _mm256_and_si256(u1, mask), row.x[4 * i + 1]);
+      acc = _mm256_dpbusd_epi32(acc, _mm256_and_si256(u2, mask), row.x[4 * i + 2]);
+      acc = _mm256_dpbusd_epi32(acc, last_six(u0, u1, u2), row.x[4 * i + 3]);
     }
     return acc;
   }

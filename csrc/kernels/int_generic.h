@@ -13,9 +13,9 @@ static float dot_block_generic(Family family, const uint8_t* values, const int16
   if (family == Family::kS6N16K4) {
     const uint8_t* at = data + column / 8 * 192 + column % 8 * 4;
     for (int k = 0; k < 32; ++k) {
-      const int low = at[k / 8 * 32 + k % 4] >> (k / 4 % 2 * 4) & 15;
-      const int high = at[128 + k / 16 * 32 + k % 4] >> (k / 4 % 4 * 2) & 3;
-      total += (low | high << 4) * static_cast<int8_t>(values[k]);
+      const uint8_t *three = at + k / 16 * 96 + k % 4, *own = three + k / 4 % 4 * 32;
+      const int last = three[0] >> 6 << 4 | three[32] >> 6 << 2 | three[64] >> 6;
+      total += (k % 16 < 12 ? *own & 63 : last) * static_cast<int8_t>(values[k]);
     }
     return static_cast<float>(total + 32 * static_cast<int32_t>(pair_sum));
   }

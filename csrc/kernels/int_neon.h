@@ -20,11 +20,13 @@ EDGEC_INLINE int32x4_t neon_dot4(const uint8_t* x, const uint8_t* data, int quar
   } else if constexpr (kFamily == Family::kS6N16K4) {
     const uint8_t* at = data + quarter / 2 * 192 + quarter % 2 * 16;
     int32x4_t low = vdupq_n_s32(0), high = low;
+    NeonSixes sixes;
     for (int i = 0; i < 4; ++i) {
       // Two products of u6 and s8 fit int16.
-      const uint8x16_t raw = vld1q_u8(at + 32 * i), top = vld1q_u8(at + 128 + 32 * (i / 2));
-      const int8x16_t w0 = vreinterpretq_s8_u8(neon_six(vandq_u8(raw, vdupq_n_u8(15)), top, i % 2 * 2));
-      const int8x16_t w1 = vreinterpretq_s8_u8(neon_six(vshrq_n_u8(raw, 4), top, i % 2 * 2 + 1));
+      const uint8_t* three = at + 48 * i;
+      if (i % 2 == 0) sixes = neon_sixes(vld1q_u8(three), vld1q_u8(three + 32), vld1q_u8(three + 64));
+      const int8x16_t w0 = vreinterpretq_s8_u8(sixes.step[i % 2 * 2]);
+      const int8x16_t w1 = vreinterpretq_s8_u8(sixes.step[i % 2 * 2 + 1]);
       int32_t two[2];
       __builtin_memcpy(two, x + 8 * i, 8);
       const int8x8_t x0 = vreinterpret_s8_s32(vdup_n_s32(two[0])), x1 = vreinterpret_s8_s32(vdup_n_s32(two[1]));

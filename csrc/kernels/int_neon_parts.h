@@ -22,10 +22,14 @@ template <Family kFamily>
 EDGEC_INLINE int8x16_t neon_nibbles(uint8x16_t index) {
   return kFamily == Family::kT4N16K4 ? vqtbl1q_s8(vld1q_s8(kTable), index) : vreinterpretq_s8_u8(index);
 }
-// 6 bits: nibbles, and of the high pairs those of this step (of four), to q + 32.
-EDGEC_INLINE uint8x16_t neon_six(uint8x16_t nibbles, uint8x16_t high, int step) {
-  const int8x16_t by = vdupq_n_s8(static_cast<int8_t>(4 - 2 * step));  // left, or to the right where it is negative
-  return vbslq_u8(vdupq_n_u8(0x30), vshlq_u8(high, by), nibbles);
+// 6 bits: four steps of q + 32 from three vectors.
+struct NeonSixes {
+  uint8x16_t step[4];
+};
+EDGEC_INLINE NeonSixes neon_sixes(uint8x16_t a, uint8x16_t b, uint8x16_t c) {
+  const uint8x16_t mask = vdupq_n_u8(63);
+  const uint8x16_t last = vshrq_n_u8(vsriq_n_u8(vsriq_n_u8(a, b, 2), c, 4), 2);
+  return {{vandq_u8(a, mask), vandq_u8(b, mask), vandq_u8(c, mask), last}};
 }
 // t4: four integer scales of a group, and the powers of two of four columns of a panel.
 EDGEC_INLINE int32x4_t neon_integer_scales(const uint8_t* header, int quarter) {

@@ -28,10 +28,9 @@ struct Unpack {
         store_aligned(out->w[2 * i + 1][h], pairs.odd);
       }
     } else if constexpr (kInt6) {
-      for (int i = 0; i < 4; ++i) {
-        const Steps steps = unpack_six(data + 192 * h, i / 2, i % 2);
-        store_aligned(out->w[2 * i][h], steps.even);
-        store_aligned(out->w[2 * i + 1][h], steps.odd);
+      for (int i = 0; i < 2; ++i) {
+        const Sixes sixes = unpack_six(data + 192 * h, i);
+        for (int j = 0; j < 4; ++j) store_aligned(out->w[4 * i + j][h], sixes.step[j]);
       }
     } else {
       for (int i = 0; i < 4; ++i) {

@@ -102,13 +102,11 @@ template <Family kFamily>
 EDGEC_INLINE void unpack_half(const uint8_t* header, const uint8_t*& data, int half, const float32x4_t (&scale)[4],
                               UnpackedQuarter*& to0, UnpackedQuarter*& to1) {
   constexpr bool kBytes = kFamily == Family::kS8N16K4, kSix = kFamily == Family::kS6N16K4;
-  uint8x16x4_t raw[kBytes ? 4 : 2];
+  uint8x16x4_t raw[kBytes ? 4 : kSix ? 3 : 2];
   for (uint8x16x4_t& four : raw) {
     four = vld1q_u8_x4(data), data += 64;
     __asm__("" : "+r"(data));  // or each load's address is an addition of its own
   }
-  uint8x16x2_t top[2];
-  for (int i = 0; i < 2 && kSix; ++i) top[i] = vld1q_u8_x2(data), data += 32;
   for (int q = 0; q < 2; ++q) {
     // One quarter after the other: both at once would need moves to the registers that store_quarter wants.
     for (uint8x16x4_t& four : raw) {
@@ -117,6 +115,12 @@ EDGEC_INLINE void unpack_half(const uint8_t* header, const uint8_t*& data, int h
     uint8x16_t w[8];
     if constexpr (kBytes) {
       for (int i = 0; i < 8; ++i) w[i] = raw[i / 2].val[i % 2 * 2 + q];
+    } else if constexpr (kSix) {
+      const auto row = [&](int i) EDGEC_MEMBER { return raw[i / 2].val[i % 2 * 2 + q]; };
+      for (int i = 0; i < 2; ++i) {
+        const NeonSixes sixes = neon_sixes(row(3 * i), row(3 * i + 1), row(3 * i + 2));
+        for (int j = 0; j < 4; ++j) w[4 * i + j] = vsubq_u8(sixes.step[j], vdupq_n_u8(kSixOffset));
+      }
     } else {
       uint8x16_t zero = vdupq_n_u8(0);
       if (has_zeros(kFamily)) zero = vreinterpretq_u8_s32(vmulq_n_s32(neon_zeros(header, 2 * half + q), 0x01010101));
@@ -127,10 +131,7 @@ EDGEC_INLINE void unpack_half(const uint8_t* header, const uint8_t*& data, int h
           low = low_s4(signed_nibbles(both)), high = high_s4(signed_nibbles(both));
         } else {
           low = vandq_u8(both, vdupq_n_u8(15)), high = vshrq_n_u8(both, 4);
-          if constexpr (kSix) {
-            low = vsubq_u8(neon_six(low, top[i / 2].val[q], i % 2 * 2), vdupq_n_u8(kSixOffset));
-            high = vsubq_u8(neon_six(high, top[i / 2].val[q], i % 2 * 2 + 1), vdupq_n_u8(kSixOffset));
-          } else if constexpr (kFamily == Family::kT4N16K4) {
+          if constexpr (kFamily == Family::kT4N16K4) {
             low = vreinterpretq_u8_s8(neon_nibbles<kFamily>(low)),
             high = vreinterpretq_u8_s8(neon_nibbles<kFamily>(high));
           } else {

@@ -188,6 +188,18 @@ def build_extension() -> Path:
     return package
 
 
+def build_app() -> Path:
+    """examples/c/run.c and libedgec.a, by the recipe of examples/c/README.md."""
+    folder = BUILD / "c"
+    options = ["-DCMAKE_BUILD_TYPE=Release", "-DEDGEC_PYTHON=OFF", "-DCMAKE_TOOLCHAIN_FILE=tools/zig.cmake"]
+    options += [f"-DEDGEC_ZIG_TARGET={TARGET[1]}", f"-DPython_EXECUTABLE={sys.executable}"]
+    if not (folder / "CMakeCache.txt").exists():
+        _run(["cmake", "-S", ".", "-B", str(folder), *options], RuntimeError, cwd=PROJECT)
+    jobs = str(os.cpu_count())
+    _run(["cmake", "--build", str(folder), "-j", jobs, "--target", "edgec_run"], RuntimeError, cwd=PROJECT)
+    return folder / "csrc/capi/edgec_run"
+
+
 def python(
     arguments: list[str], package: Path, streaming_bits: int = 512, **environment: str
 ) -> subprocess.CompletedProcess[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import subprocess
 
 import numpy as np
 import onnxruntime
@@ -60,14 +61,15 @@ def source(model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def built(source, tmp_path_factory):
-    """built(name, target): the artifact in int4; weights are encoded once for all targets."""
+    """built(name, target, weights="int4"): the artifact; weights are encoded once for all targets."""
     folder, made = tmp_path_factory.mktemp("artifacts"), {}
 
-    def build(name: str, target: str):
-        if (name, target) not in made:
-            made[name, target] = folder / f"{name}-{target}.edgec"
-            edgec.build(source(name), target=target, out=made[name, target], cache=True)
-        return made[name, target]
+    def build(name: str, target: str, weights: str = "int4"):
+        key = name, target, weights
+        if key not in made:
+            made[key] = folder / f"{'-'.join(key)}.edgec"
+            edgec.build(source(name), target=target, out=made[key], weights=weights, cache=True)
+        return made[key]
 
     return build
 
@@ -121,3 +123,34 @@ def test_on_every_mac(name, target, built, on_linux):
     smoke = session.smoke(feeds_of(name))
     print(f"{name} {target}: {smoke.text()}")
     assert smoke.ok and smoke.exact + smoke.near == smoke.functions > 0, smoke
+
+
+@pytest.fixture(scope="module")
+def app():
+    return environment.build_app()
+
+
+@pytest.mark.parametrize("weights", ["fp32", "int4"])
+def test_an_app_in_c(weights, app, built, source):
+    """The C example, linked with libedgec.a for arm64: of fp32 weights it prints what onnxruntime computes."""
+    path, size = built("minilm", LINUX, weights), 6
+    done = subprocess.run([*environment.emulator(), str(app), str(path), str(size)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    session = EmulatedSession(path)
+    feeds = {p.name: (np.arange(size * size) % 2).astype(p.dtype).reshape(size, size) for p in session.inputs}
+    name = session.outputs[0].name
+    if weights == "fp32":
+        (want,) = onnxruntime.InferenceSession(source("minilm"), providers=["CPUExecutionProvider"]).run([name], feeds)
+    else:
+        want = session(**feeds)[name]
+    (line,) = (text for text in done.stdout.splitlines() if text.startswith(f"{name} {list(want.shape)} sum "))
+    total, first = line.split(" sum ")[1].split(": ")
+    assert abs(float(total) - want.sum(dtype=np.float64)) <= 1e-4 * np.abs(want).sum()
+    assert np.abs(np.array(first.split(), float) - want.ravel()[:4]).max() <= 1e-4 * np.abs(want).max()
+
+
+def test_an_app_says_what_is_wrong(app, built):
+    """An artifact of another CPU, or no file at all: one message, and no crash."""
+    for path, text in ((built("magika", "x86-64-v3"), "EC15"), (built("magika", LINUX).with_name("none"), "EC15")):
+        done = subprocess.run([*environment.emulator(), str(app), str(path)], capture_output=True, text=True)
+        assert done.returncode == 1 and text in done.stderr, done.stderr

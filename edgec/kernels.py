@@ -233,14 +233,58 @@ def matmul(
     threads: int = 1,
     out: np.ndarray | None = None,
     kernel: str | None = None,
+    add: bool = False,
 ) -> np.ndarray:
-    """alpha * a @ b of float32 [.., M, K] and [.., K, N], any strides, batch axes broadcast."""
+    """alpha * a @ b of float32 [.., M, K] and [.., K, N], any strides, batch axes broadcast. add: to what `out` holds."""
     rank = max(a.ndim, b.ndim)
     a, b = a.reshape((1,) * (rank - a.ndim) + a.shape), b.reshape((1,) * (rank - b.ndim) + b.shape)
     if out is None:
         out = np.empty((*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]), np.float32)
-    _call("matmul", _k.matmul, a, b, out, alpha, threads, kernel or "")
+    _call("matmul", _k.matmul, a, b, out, alpha, add, threads, kernel or "")
     return out
+
+
+def gptq(
+    rest: np.ndarray,
+    upper: np.ndarray,
+    groups: np.ndarray,
+    scale: np.ndarray,
+    zero: np.ndarray | None,
+    bits: int,
+    table: bool = False,
+    threads: int = 1,
+    kernel: str | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Columns of W, as rest [R, N], rounded one after the other: (integers less zero points, errors), both f32 [R, N].
+
+    Each value's error over upper's diagonal, times the rest of its row of upper [R, R], is taken from the columns behind
+    it. scale, zero [G, N] f32, groups [R] int64: which of G a column is of. bits, table: as `quantize` has them.
+    """
+    return _call("gptq", _k.gptq, rest, upper, groups, scale, zero, bits, table, threads, kernel or "")
+
+
+def sweep(
+    h: np.ndarray,
+    slope: np.ndarray,
+    q: np.ndarray,
+    scale: np.ndarray,
+    zero: np.ndarray | None,
+    unit: np.ndarray | None,
+    gain: np.ndarray,
+    bits: int,
+    table: bool = False,
+    threads: int = 1,
+    kernel: str | None = None,
+    refit: bool = True,
+) -> np.ndarray:
+    """One group's scale by least squares (refit), then each of its integers, the best for all others as they are.
+
+    h [R, R] f32 of the group's columns, slope [R, N] = H (W - Q) there. q [R, N] f32 (integers less zero points), scale
+    [N] f32 and gain [N] f64, to which the decrease of tr((W - Q) H (W - Q)^T) is added, change in place. zero [N] f32;
+    unit [N] f32: scales are -127..127 times it, f16 otherwise. Returns what the values q * scale change by: [R, N].
+    """
+    options = (refit, bits, table, threads, kernel or "")
+    return _call("sweep", _k.sweep, h, slope, q, scale, zero, unit, gain, *options)
 
 
 def attention(

@@ -1,14 +1,14 @@
 constexpr int64_t kFewRows = 12;  // up to here operands are read where they lie: packing would not pay
 
 // kRows x 16 tile of an f32 product. a: element (r, k) at a[r * a_m + k * a_k]; b: 16 columns at b[k * b_k].
-// out: [kRows][out_ld]; kAdd adds to what is there.
+// out: [kRows][out_ld]; kAdd adds to what is there; kFrom goes on from it, as if its depth had come before.
 #if defined(__AVX512F__)
-template <int kRows, bool kAdd>
+template <int kRows, bool kAdd, bool kFrom>
 static void f32_tile(const float* a, int64_t a_m, int64_t a_k, const float* b, int64_t b_k, int64_t depth, float* out,
                      int64_t out_ld) {
   __m512 acc[kRows];
 #pragma GCC unroll 12
-  for (int r = 0; r < kRows; ++r) acc[r] = _mm512_setzero_ps();
+  for (int r = 0; r < kRows; ++r) acc[r] = kFrom ? _mm512_loadu_ps(out + r * out_ld) : _mm512_setzero_ps();
   for (int64_t k = 0; k < depth; ++k, b += b_k, a += a_k) {
     const __m512 row = _mm512_loadu_ps(b);
 #pragma GCC unroll 12
@@ -21,11 +21,13 @@ static void f32_tile(const float* a, int64_t a_m, int64_t a_k, const float* b, i
   }
 }
 #else
-template <int kRows, bool kAdd>
+template <int kRows, bool kAdd, bool kFrom>
 static void f32_tile(const float* a, int64_t a_m, int64_t a_k, const float* b, int64_t b_k, int64_t depth, float* out,
                      int64_t out_ld) {
   f32x8 acc[kRows][2];
-  for (int r = 0; r < kRows; ++r) acc[r][0] = acc[r][1] = splat(0.0f);
+  for (int r = 0; r < kRows; ++r) {
+    for (int c = 0; c < 2; ++c) acc[r][c] = kFrom ? load(out + r * out_ld + 8 * c) : splat(0.0f);
+  }
 #pragma GCC unroll 2
   for (int64_t k = 0; k < depth; ++k, b += b_k, a += a_k) {
     const f32x8 b0 = load(b), b1 = load(b + 8);
@@ -45,13 +47,13 @@ static void f32_tile(const float* a, int64_t a_m, int64_t a_k, const float* b, i
 }
 #endif
 
-template <bool kAdd>
+template <bool kAdd, bool kFrom = false>
 static void f32_rows(int64_t rows, const float* a, int64_t a_m, int64_t a_k, const float* b, int64_t b_k, int64_t depth,
                      float* out, int64_t out_ld) {
   switch (rows) {
-#define EDGEC_ROWS(n)                                                                        \
-  case n:                                                                                    \
-    if constexpr (n <= kF32Rows) f32_tile<n, kAdd>(a, a_m, a_k, b, b_k, depth, out, out_ld); \
+#define EDGEC_ROWS(n)                                                                               \
+  case n:                                                                                           \
+    if constexpr (n <= kF32Rows) f32_tile<n, kAdd, kFrom>(a, a_m, a_k, b, b_k, depth, out, out_ld); \
     break;
     EDGEC_ROWS(1)
     EDGEC_ROWS(2)

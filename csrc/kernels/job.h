@@ -90,6 +90,13 @@ constexpr int64_t k1_at(int64_t k) { return 16 * (k % 8 * 4 + k / 8); }
 #undef EDGEC_LINEAR
 #undef EDGEC_OP
 
+// Large products go in blocks: rows and depth of A that fill half of an L2, columns that B is packed for.
+constexpr int64_t kMatmulRows = 336, kMatmulDepth = 256, kMatmulColumns = 512;
+constexpr int64_t kMatmulFloats = (kMatmulRows + kPanel) * kMatmulDepth;  // scratch of a worker
+inline bool matmul_in_blocks(const MatmulArgs& a) {
+  return a.m > 64 && a.n > 64 && a.k > 64 && a.m * a.k > int64_t{1} << 16;
+}
+
 // One instruction set's version of everything else.
 struct IsaOps {
   // s8b32t: for x86 only; s8p2b32, s8q16b32: for Arm only. f32: the normalised rows, for formats that take floats.
@@ -103,6 +110,8 @@ struct IsaOps {
   void (*math)(Activation act, const float* x, int64_t n, float* y);  // for tests of the stated bounds
   int64_t (*attention_floats)(const AttentionArgs&, int workers);
   void (*cache_write)(const CacheWrite&);
+  void (*gptq)(const GptqArgs&, int64_t begin, int64_t end, float* scratch);
+  void (*sweep)(const SweepArgs&, int64_t begin, int64_t end, float* scratch);
 };
 extern const IsaOps kOps_avx512vnni, kOps_avx2, kOps_neon, kOps_generic;
 

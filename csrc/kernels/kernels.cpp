@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "kernels/accelerate.h"
 #include "kernels/amx.h"
@@ -174,7 +175,8 @@ void linear(const LinearArgs& args, const ParallelFor& pool, void* scratch, cons
 }
 
 size_t matmul_scratch_bytes(const MatmulArgs& args, int workers) {
-  return static_cast<size_t>(args.k) * kPanel * sizeof(float) * workers + 64;
+  const int64_t floats = matmul_in_blocks(args) ? kMatmulFloats : args.k * kPanel;
+  return static_cast<size_t>(floats) * sizeof(float) * workers + 64;
 }
 
 void matmul_f32(const MatmulArgs& args, const ParallelFor& pool, void* scratch, const IsaOps* ops) {
@@ -214,6 +216,23 @@ bool gather_rows(const Format& format, const void* packed, int64_t rows, int64_t
 
 void quantize_rows(const QuantizeArgs& args, int64_t row_begin, int64_t row_end, const IsaOps* ops) {
   ops_or_best(ops).quantize(args, row_begin, row_end);
+}
+
+// Both take whole vectors of columns, each worker with rows of its own in L1.
+void gptq_rows(const GptqArgs& args, const ParallelFor& pool, const IsaOps* ops) {
+  parallel(pool, ceil_div(args.n, kBlock), 1 + 4096 / (1 + args.rows * args.rows),
+           [&](int64_t begin, int64_t end, int) {
+             std::vector<float> errors(static_cast<size_t>(args.rows * kBlock));
+             ops_or_best(ops).gptq(args, begin * kBlock, std::min(args.n, end * kBlock), errors.data());
+           });
+}
+
+void sweep_rows(const SweepArgs& args, const ParallelFor& pool, const IsaOps* ops) {
+  parallel(pool, ceil_div(args.n, kBlock), 1 + 4096 / (1 + args.rows * args.rows),
+           [&](int64_t begin, int64_t end, int) {
+             std::vector<float> scratch(static_cast<size_t>(3 * args.rows * kBlock));
+             ops_or_best(ops).sweep(args, begin * kBlock, std::min(args.n, end * kBlock), scratch.data());
+           });
 }
 
 void widen_rows(const WidenArgs& args, int64_t row_begin, int64_t row_end, const IsaOps* ops) {

@@ -123,6 +123,44 @@ struct QuantizeArgs {
 };
 void quantize_rows(const QuantizeArgs& args, int64_t row_begin, int64_t row_end, const IsaOps* ops = nullptr);
 
+// Integers chosen one after the other, each for the error of those before it; W as [k, n], integers less zero points as
+// floats. What lies on the grid: multiples of the scale by -8..7 (4 bits), -127..127 and the like, kTable's values, or
+// -zero..15 - zero.
+struct RoundGrid {
+  int bits = 4;
+  bool table = false, zero = false;
+};
+// GPTQ (arXiv 2210.17323) within `rows` of k: each is rounded, and its error over the diagonal of `upper` (a factor of
+// the inverse Hessian) times the rest of its row is taken from those behind it.
+struct GptqArgs {
+  RoundGrid grid;
+  int64_t rows, n;
+  const float* rest;  // [rows, n], row stride ld
+  int64_t ld;
+  const float* upper;  // [rows, rows], row stride upper_ld
+  int64_t upper_ld;
+  const int64_t* groups;      // [rows] into scale and zero
+  const float *scale, *zero;  // [groups, n]; zero may be null
+  float *q, *errors;          // [rows, n]
+};
+// Coordinate descent over the integers of one group, after (refit) its scales by least squares. slope: of half the loss
+// at the values as they are, H (W - Q). change: of the values; gain: added, what the loss has lost.
+struct SweepArgs {
+  RoundGrid grid;
+  bool refit;
+  int64_t rows, n;
+  const float* h;  // [rows, rows], symmetric, row stride h_ld
+  int64_t h_ld;
+  const float* slope;  // [rows, n], row stride slope_ld
+  int64_t slope_ld;
+  float *q, *scale;          // [rows, n], [n]: read and written
+  const float *zero, *unit;  // [n] or null; unit: scales are -127..127 times it, else f16
+  float* change;             // [rows, n]
+  double* gain;              // [n]
+};
+void gptq_rows(const GptqArgs& args, const ParallelFor& pool, const IsaOps* ops = nullptr);
+void sweep_rows(const SweepArgs& args, const ParallelFor& pool, const IsaOps* ops = nullptr);
+
 // y[r, c] = x[r * row_stride + c * column_stride] (strides in elements), y f32 with contiguous rows of `columns`.
 struct WidenArgs {
   const void* x;
@@ -169,7 +207,7 @@ void linear(const LinearArgs& args, const ParallelFor& pool, void* scratch, cons
 
 constexpr int kMaxBatchRank = 6;
 
-// y[b, m, n] = alpha * sum_k a[b, m, k] * b[b, k, n]; strides in elements, any sign or 0.
+// y[b, m, n] = alpha * sum_k a[b, m, k] * b[b, k, n], or that added to y; strides in elements, any sign or 0.
 struct MatmulArgs {
   const float *a = nullptr, *b = nullptr;
   float* y = nullptr;
@@ -179,6 +217,7 @@ struct MatmulArgs {
   int64_t batch[kMaxBatchRank] = {};
   int64_t a_batch[kMaxBatchRank] = {}, b_batch[kMaxBatchRank] = {}, y_batch[kMaxBatchRank] = {};
   float alpha = 1.0f;
+  bool add = false;
 };
 size_t matmul_scratch_bytes(const MatmulArgs& args, int workers);
 void matmul_f32(const MatmulArgs& args, const ParallelFor& pool, void* scratch, const IsaOps* ops = nullptr);

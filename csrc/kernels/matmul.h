@@ -1,4 +1,5 @@
-// Product of two activations. B is packed panel by panel into the worker's scratch unless few rows use it.
+// Product of two matrices. B is packed panel by panel into the worker's scratch unless few rows use it; where A does
+// not stay in L2 beside it, both are packed block by block.
 
 #if defined(__AVX2__)
 // to[i * kPanel + j] = from[j * stride + i] for i, j < 8.
@@ -64,7 +65,89 @@ static MatmulUnits matmul_units(const MatmulArgs& a, int workers) {
   return u;
 }
 
+// Rows [0, rows) of A from column k on, in tiles: to[k][rows of the tile], times alpha.
+static void pack_tiles(const MatmulArgs& args, const float* a, int64_t rows, int64_t tiles, int64_t depth, float* to) {
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t first = t * rows / tiles, count = (t + 1) * rows / tiles - first;
+    const float* from = a + first * args.a_m;
+    if (args.a_m == 1) {
+      for (int64_t k = 0; k < depth; ++k) {
+        for (int64_t r = 0; r < count; ++r) to[k * count + r] = from[k * args.a_k + r] * args.alpha;
+      }
+    } else {
+      for (int64_t r = 0; r < count; ++r) {
+        for (int64_t k = 0; k < depth; ++k) to[k * count + r] = from[r * args.a_m + k * args.a_k] * args.alpha;
+      }
+    }
+    to += count * depth;
+  }
+}
+
+// The rows of a unit for its next `depth` columns of A, packed or (null) where they lie: panel by panel of B, each
+// packed once. onto: y holds a part.
+static void matmul_block(const MatmulArgs& args, const float* packed_a, const float* a, const float* b, float* y,
+                         int64_t rows, int64_t tiles, int64_t columns, int64_t depth, bool onto, float* panel) {
+  alignas(64) float sums[kF32Rows * kPanel];
+  for (int64_t n = 0; n < columns; n += kPanel) {
+    const int64_t valid = columns - n < kPanel ? columns - n : kPanel;
+    pack_panel(b + n * args.b_n, args.b_k, args.b_n, depth, valid, panel);
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t first = t * rows / tiles, count = (t + 1) * rows / tiles - first;
+      const float* tile = packed_a ? packed_a + first * depth : a + first * args.a_m;
+      float* to = y + first * args.y_m + n;
+      const bool whole = valid == kPanel;
+      for (int64_t r = 0; r < count && onto && !whole; ++r) {
+        store(sums + r * kPanel, load_n(to + r * args.y_m, valid));
+        store(sums + r * kPanel + 8, valid > 8 ? load_n(to + r * args.y_m + 8, valid - 8) : splat(0.0f));
+      }
+      const auto run = onto ? f32_rows<false, true> : f32_rows<false, false>;
+      run(count, tile, packed_a ? 1 : args.a_m, packed_a ? count : 1, panel, kPanel, depth, whole ? to : sums,
+          whole ? args.y_m : kPanel);
+      for (int64_t r = 0; r < count && !whole; ++r) {
+        store_n(to + r * args.y_m, load(sums + r * kPanel), valid);
+        if (valid > 8) store_n(to + r * args.y_m + 8, load(sums + r * kPanel + 8), valid - 8);
+      }
+    }
+  }
+}
+
+// Large products: a unit is some rows by some columns of y, and goes through the depth in pieces. Each sum runs over
+// the depth in order, as in small products.
+static void matmul_blocks(const MatmulArgs& args, const ParallelFor& pool, void* scratch) {
+  int64_t batches = 1;
+  for (int i = 0; i < args.batch_rank; ++i) batches *= args.batch[i];
+  const int64_t row_units = (args.m + kMatmulRows - 1) / kMatmulRows;
+  const int64_t column_units = (args.n + kMatmulColumns - 1) / kMatmulColumns;
+  const bool in_place = args.a_k == 1 && args.alpha == 1.0f;
+  parallel(pool, batches * row_units * column_units, 1, [&](int64_t begin, int64_t end, int worker) {
+    float* tiles_of_a = static_cast<float*>(scratch) + worker * kMatmulFloats;
+    float* panel = tiles_of_a + kMatmulRows * kMatmulDepth;
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t column = unit % column_units * kMatmulColumns, row_unit = unit / column_units % row_units;
+      const int64_t row = row_unit * args.m / row_units, rows = (row_unit + 1) * args.m / row_units - row;
+      const int64_t columns = args.n - column < kMatmulColumns ? args.n - column : kMatmulColumns;
+      const int64_t tiles = (rows + kF32Rows - 1) / kF32Rows;
+      int64_t rest = unit / column_units / row_units;
+      const float *a = args.a + row * args.a_m, *b = args.b + column * args.b_n;
+      float* y = args.y + row * args.y_m + column;
+      for (int i = args.batch_rank - 1; i >= 0; --i) {
+        const int64_t at = rest % args.batch[i];
+        rest /= args.batch[i];
+        a += at * args.a_batch[i], b += at * args.b_batch[i], y += at * args.y_batch[i];
+      }
+      for (int64_t k = 0; k < args.k; k += kMatmulDepth) {
+        const int64_t depth = args.k - k < kMatmulDepth ? args.k - k : kMatmulDepth;
+        const float* from = a + k * args.a_k;
+        if (!in_place) pack_tiles(args, from, rows, tiles, depth, tiles_of_a);
+        matmul_block(args, in_place ? nullptr : tiles_of_a, from, b + k * args.b_k, y, rows, tiles, columns, depth,
+                     args.add || k > 0, panel);
+      }
+    }
+  });
+}
+
 static void matmul_tiles(const MatmulArgs& args, const ParallelFor& pool, void* scratch) {
+  if (matmul_in_blocks(args)) return matmul_blocks(args, pool, scratch);
   const MatmulUnits u = matmul_units(args, pool.workers);
   const int64_t grain = 1 + kGrainMacs / (1 + u.chunk_rows * kPanel * args.k);
   parallel(pool, u.batches * u.panels * u.chunks, grain, [&](int64_t begin, int64_t end, int worker) {
@@ -89,14 +172,16 @@ static void matmul_tiles(const MatmulArgs& args, const ParallelFor& pool, void* 
       const int64_t tiles = (last - first + kF32Rows - 1) / kF32Rows;
       for (int64_t t = 0; t < tiles; ++t) {
         const int64_t row = first + t * (last - first) / tiles, rows = first + (t + 1) * (last - first) / tiles - row;
-        const bool whole = valid == kPanel && args.alpha == 1.0f;
+        const bool whole = valid == kPanel && args.alpha == 1.0f && !args.add;
         f32_rows<false>(rows, a + row * args.a_m, args.a_m, args.a_k, direct ? b : panel, direct ? args.b_k : kPanel,
                         args.k, whole ? y + row * args.y_m : sums, whole ? args.y_m : kPanel);
         if (whole) continue;
         for (int64_t r = 0; r < rows; ++r) {
           float* to = y + (row + r) * args.y_m;
-          store_n(to, load(sums + r * kPanel) * args.alpha, valid);
-          if (valid > 8) store_n(to + 8, load(sums + r * kPanel + 8) * args.alpha, valid - 8);
+          for (int64_t c = 0; c < valid; c += 8) {
+            const f32x8 more = load(sums + r * kPanel + c) * args.alpha;
+            store_n(to + c, args.add ? load_n(to + c, valid - c) + more : more, valid - c);
+          }
         }
       }
     }

@@ -124,6 +124,10 @@ class Stream:
         """Only these nodes will be asked for, so that what they do not need is not kept. Default: the graph's outputs."""
         self._needed = set(topological(list(nodes)))
 
+    def shape(self, node: Node, number: int) -> tuple[int, ...]:
+        """The sizes that a value of the graph has for a feed."""
+        return tuple(evaluate(d, self._env[number]) for d in node.shape)
+
     def run(self, nodes: Sequence[Node]) -> Iterator[tuple[int, dict[Node, np.ndarray]]]:
         """(number of the feed, value of each node) for each feed. Iterate to the end before the next run().
 

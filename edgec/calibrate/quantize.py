@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from edgec import kernels
 from edgec.cache import Stored
 from edgec.calibrate import gptq
-from edgec.calibrate.capture import Stream, capture
+from edgec.calibrate.capture import Stream, capture, stages_of
 from edgec.calibrate.data import Calibration
 from edgec.errors import EdgecError
 from edgec.ir.data import Packed, key_text
@@ -31,6 +31,7 @@ DAMP = 0.05  # of each column's H
 EMBEDDING = 0.3  # of a tied table: how much its rows count beside the head's outputs
 KEPT = 1 << 12  # bytes from which a weight is kept in the store: it takes longer to solve than to find
 FEW = 4  # rows of inputs for each column of a weight, below which the corrections would fit noise
+ROWS = 1024  # of inputs that are multiplied with each other at once: sums of [K, K] are read and written so rarely
 
 
 @dataclass
@@ -54,13 +55,12 @@ def sites(graph: Graph) -> list[Site]:
 class Moments:
     """Of a site, over all rows of calibration: X the quantized model's values, X~ the fp32 one's.
 
-    h: X^T X. cross: (X~ - X)^T X. drift: node -> (R~ - R)^T X of the residual that it adds. rows: how many.
+    h: X^T X. cross: (X~ - X)^T X. drift: node -> (R~ - R)^T X of the residual that it adds. Without corrections: no cross.
     """
 
     h: np.ndarray
-    cross: np.ndarray
+    cross: np.ndarray | None
     drift: dict[Node, np.ndarray]
-    rows: int = 0
 
 
 def solve(
@@ -93,7 +93,8 @@ class _Solver:
         self.chain = (
             f"{code}|{calibration.key}|{correction}|{damp}|{EMBEDDING}|{gptq.ROUNDS}|{key_text(tuple(_facts(graph)))}"
         )
-        self.streams: tuple[Stream, Stream] | None = None
+        self.streams: list[Stream] = []  # in fp32, and quantized so far
+        self.passed = [0, 0]  # sites that each is behind
 
     def run(self) -> Options:
         self._tables()
@@ -140,10 +141,10 @@ class _Solver:
             h = np.zeros((x.shape[-1],) * 2, np.float32)
 
             def visit(node: Node, value: np.ndarray, number: int) -> None:
-                rows = _rows(value, self.calibration.valid[number])
-                h.__iadd__(gptq.product(rows.T, rows))
+                gptq.add_moments(h, _rows(value, self.calibration.valid[number]))
 
             capture(self.graph, [x], self.calibration.feeds, visit, threads=self.threads)
+            gptq.mirror(h)
             h[np.diag_indices_from(h)] += EMBEDDING * float(np.diagonal(h).mean())
             stored = self._encode(table, encoding, format, key, size, gptq.Hessian.of(h, self.damp), None)
         if stored is not None:
@@ -185,12 +186,9 @@ class _Solver:
     # --- solving ---------------------------------------------------------------------------------------------------
 
     def _solve(self, site: Site, readers: Sequence[Node]) -> None:
-        if self.streams is None:
+        if not self.streams:
             feeds = self.calibration.feeds
-            self.streams = (
-                Stream(self.graph, feeds, {}, self.threads),
-                Stream(self.graph, feeds, self.weights, self.threads),
-            )
+            self.streams = [Stream(self.graph, feeds, weights, self.threads) for weights in ({}, self.weights)]
             for stream in self.streams:
                 stream.expect([r for s in self.sites for r in s.readers])
         moments = self._moments(site, readers)
@@ -198,13 +196,12 @@ class _Solver:
             reason = "what it is given on the calibration data is too large or no number"
             raise EdgecError("EC1302", reason, self.graph.origin(readers[0]), "Check the data, and the model in fp32")
         hessian = gptq.Hessian.of(moments.h, self.damp)
-        enough = moments.rows >= FEW * len(moments.h)
         for r in readers:
             data = r.inputs[1]["data"]
             if data.key in self.weights:
                 continue
             encoding, format, key, size = self._place(data)
-            shift = self._shift(moments, moments.drift.get(r), hessian) if enough and self.correction else None
+            shift = None if moments.cross is None else self._shift(moments.cross, moments.drift.get(r), hessian)
             try:
                 stored = self._encode(data, encoding, format, key, size, hessian, shift)
             except FloatingPointError:
@@ -220,34 +217,66 @@ class _Solver:
         return {r: r.inputs[3] for r in readers if r.inputs[3] is not None and r.inputs[3] in above}
 
     def _moments(self, site: Site, readers: Sequence[Node]) -> Moments:
-        assert self.streams is not None
         k = site.x.shape[-1]
-        residuals = self._residuals(site, readers) if self.correction else {}
+        # too few rows to correct anything: the fp32 stream may stay where it is
+        corrects = self.correction and sum(map(self._count(site), range(len(self.calibration.feeds)))) >= FEW * k
+        residuals = self._residuals(site, readers) if corrects else {}
         found = Moments(
             np.zeros((k, k), np.float32),
-            np.zeros((k, k), np.float32),
+            np.zeros((k, k), np.float32) if corrects else None,
             {r: np.zeros((r.inputs[1].shape[0], k), np.float32) for r in residuals},
         )
         with np.errstate(all="ignore"):  # what is not finite is found in the sums
-            self._add(site, residuals, found)
+            for rows in self._gathered(site, list(dict.fromkeys([site.x, *residuals.values()])), found.cross is None):
+                x, exact = rows[-1][site.x], rows[0]
+                gptq.add_moments(found.h, x)
+                if found.cross is not None:
+                    gptq.add(found.cross, (exact[site.x] - x).T, x)
+                for r, node in residuals.items():
+                    gptq.add(found.drift[r], (exact[node] - rows[1][node]).T, x)
+        gptq.mirror(found.h)
         return found
 
-    def _add(self, site: Site, residuals: dict[Node, Node], found: Moments) -> None:
-        assert self.streams is not None
-        nodes = list(dict.fromkeys([site.x, *residuals.values()]))
-        for (number, exact), (_, now) in zip(self.streams[0].run(nodes), self.streams[1].run(nodes), strict=True):
-            valid = self.calibration.valid[number]
-            x = _rows(now[site.x], valid)
-            found.h += gptq.product(x.T, x)
-            if self.correction:
-                found.cross += gptq.product((_rows(exact[site.x], valid) - x).T, x)
-            for r, node in residuals.items():
-                found.drift[r] += gptq.product((_rows(exact[node], valid) - _rows(now[node], valid)).T, x)
-            found.rows += len(x)
+    def _count(self, site: Site) -> Callable[[int], int]:
+        """The rows of the site's value in a feed."""
 
-    def _shift(self, moments: Moments, drift: np.ndarray | None, hessian: gptq.Hessian):
+        def count(number: int) -> int:
+            shape, valid = self.streams[1].shape(site.x, number), self.calibration.valid[number]
+            if valid is not None and shape[:2] == valid.shape:
+                return int(valid.sum()) * math.prod(shape[2:-1])
+            return math.prod(shape[:-1])
+
+        return count
+
+    def _gathered(self, site: Site, nodes: list[Node], alone: bool) -> Iterator[list[dict[Node, np.ndarray]]]:
+        """Rows of the nodes in fp32 (unless the other is taken alone) and in the quantized stream, of some feeds at a time."""
+        which = [1] if alone else [0, 1]
+        for i in which:
+            self._advance(i, site)
+        waiting: list[list[dict[Node, np.ndarray]]] = []
+        size = 0
+        for values in zip(*(self.streams[i].run(nodes) for i in which), strict=True):
+            valid = self.calibration.valid[values[0][0]]
+            waiting.append([{node: _rows(v, valid) for node, v in found.items()} for _, found in values])
+            size += len(waiting[-1][0][site.x])
+            if size >= ROWS:
+                yield _joined(waiting)
+                waiting, size = [], 0
+        if waiting:
+            yield _joined(waiting)
+
+    def _advance(self, which: int, site: Site) -> None:
+        """Takes a stream past what lies before the site, a few layers at a time, where it has not followed."""
+        at = self.sites.index(site)
+        behind = [s.x for s in self.sites[self.passed[which] : at]]
+        for stage in stages_of(self.graph, dict.fromkeys(behind)):
+            for _ in self.streams[which].run(stage):
+                pass
+        self.passed[which] = at + 1
+
+    def _shift(self, cross: np.ndarray, drift: np.ndarray | None, hessian: gptq.Hessian):
         """A function of rows [begin, end) of W that gives W' - W."""
-        inverse, cross = hessian.inverse, self.correction * moments.cross
+        inverse, cross = hessian.inverse, self.correction * cross
 
         def shift(w: np.ndarray, begin: int, end: int) -> np.ndarray:
             target = gptq.product(w, cross)
@@ -282,6 +311,11 @@ class _Solver:
             return writer.done(sums)
         finally:
             writer.discard()
+
+
+def _joined(parts: list[list[dict[Node, np.ndarray]]]) -> list[dict[Node, np.ndarray]]:
+    """The rows of several feeds below each other."""
+    return [{n: np.concatenate([p[i][n] for p in parts]) for n in parts[0][i]} for i in range(len(parts[0]))]
 
 
 def _rows(x: np.ndarray, valid: np.ndarray | None) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Calibrated quantization of whole graphs: outputs nearer to fp32's, the report, and the cache."""
 
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from edgec.cache import Store
 from edgec.calibrate import data
-from edgec.calibrate.capture import Stream, capture
+from edgec.calibrate.capture import Stream, capture, stages_of
 from edgec.calibrate.quantize import sites, solve
 from edgec.errors import EdgecError
 from edgec.ir.node import Graph, constant
@@ -133,3 +134,55 @@ def test_a_tied_table_of_4_bits_is_fitted_to_the_head(tmp_path):
         assert len(tables) == 1
     errors = [output_error(graph, q, found.feeds) for q, _ in (plainly, fitted)]
     assert errors[1] < 0.95 * errors[0], errors
+
+
+def test_an_interrupted_calibration_goes_on_where_it_was(tmp_path, monkeypatch):
+    small = functools.partial(stages_of, nbytes=1)
+    monkeypatch.setattr("edgec.calibrate.quantize.stages_of", small)  # several stages on the way back
+    graph = chain(64, 3)
+    made = calibration(graph, tmp_path, 8)
+    whole = quantize(graph, solve(graph, made, Options(store=Store(tmp_path / "whole"))))
+    runs, real, left = [], Stream._compile, 5
+
+    def stop(done, total):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(
+        Stream, "_compile", lambda self, outputs, env: runs.append(len(outputs)) or real(self, outputs, env)
+    )
+    store = Store(tmp_path / "cut")
+    with pytest.raises(KeyboardInterrupt):
+        solve(graph, made, Options(store=store), tick=stop)
+    first, store = len(runs), Store(tmp_path / "cut")
+    again = quantize(graph, solve(graph, made, Options(store=store)))
+    assert store.hits == 5 and len(runs) > first + 4
+    assert again[1] == whole[1]
+    for a, c in zip(whole[0].nodes(), again[0].nodes(), strict=True):
+        if a.op == "constant":
+            assert np.array_equal(a["data"].array(), c["data"].array())
+
+
+def same(a: Options, c: Options) -> bool:
+    return all(np.array_equal(x.data.array(), y.data.array()) for x, y in zip(a.solved.values(), c.solved.values()))
+
+
+def test_few_rows_leave_the_fp32_stream_alone(tmp_path, monkeypatch):
+    """Where corrections would fit noise, nothing is computed for them; a layer that has the rows finds its values."""
+    graph, runs, real = chain(96, 2), [], Stream.run
+    monkeypatch.setattr(Stream, "run", lambda self, nodes: runs.append(self) or real(self, nodes))
+    few = calibration(graph, tmp_path, 4)  # 256 rows for 96 and 192 columns
+    one = solve(graph, few, Options())
+    assert len(set(map(id, runs))) == 1 and len(runs) == 4
+    assert same(one, solve(graph, few, Options(), correction=0))
+    assert not same(one, solve(graph, few, Options(), damp=0.5))
+    runs.clear()
+    more = calibration(graph, tmp_path, 8)  # 512 rows: enough for 96 columns only
+    two = solve(graph, more, Options())
+    counts = sorted(runs.count(r) for r in set(runs))
+    assert counts == [3, 4]  # the fp32 one passes what lies between its sites
+    runs.clear()
+    monkeypatch.setattr("edgec.calibrate.quantize.stages_of", functools.partial(stages_of, nbytes=1))
+    assert same(two, solve(graph, more, Options()))

@@ -54,6 +54,37 @@ def test_matmul(kernel, data):
     assert (np.abs(out - want) <= bound).all()
 
 
+@table("matmul")
+@settings(deadline=None, max_examples=25)
+@given(data=st.data())
+def test_large_matmul(kernel, data):
+    """In blocks: the same numbers as row by row, whatever the layouts; added to what is there, with a factor."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 999)))
+    m, n, k = (data.draw(st.integers(65, 700)) for _ in range(3))
+    k = max(k, -(-(1 << 16) // m) + 1)
+    a = any_layout(data.draw, rng.standard_normal((m, k)).astype(np.float32))
+    b = any_layout(data.draw, rng.standard_normal((k, n)).astype(np.float32))
+    threads = data.draw(st.integers(1, 3))
+    out = es.guarded(np.zeros((m, n), np.float32))
+    ek.matmul(a, b, 1.0, threads, out, kernel)
+    few = np.sort(rng.choice(m, 9, replace=False))
+    assert np.array_equal(out[few], ek.matmul(np.ascontiguousarray(a[few]), b, kernel=kernel))
+    factor = data.draw(st.sampled_from([1.0, -1.0, 0.3]))
+    before = out.copy()
+    assert ek.matmul(a, b, factor, threads, out, kernel, add=True) is out
+    want = before + factor * (a.astype(np.float64) @ b.astype(np.float64))
+    bound = (k + 4) * np.finfo(np.float32).eps * (np.abs(a).astype(np.float64) @ np.abs(b) + np.abs(before))
+    assert (np.abs(out - want) <= bound).all()
+
+
+@table("matmul")
+def test_matmul_adds(kernel):
+    a, b = np.arange(6, dtype=np.float32).reshape(2, 3), np.ones((3, 21), np.float32)
+    out = np.full((2, 21), 100, np.float32)
+    ek.matmul(a, b, -2.0, 1, out, kernel, add=True)
+    assert np.array_equal(out, 100 - 2 * (a @ b))
+
+
 def test_matmul_of_no_depth_is_zero():
     assert (ek.matmul(np.zeros((2, 3, 0), np.float32), np.zeros((2, 0, 5), np.float32)) == 0).all()
 

@@ -8,6 +8,14 @@
 constexpr int kTableEntries = 16;
 static constexpr int32_t kSigned[kTableEntries] = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
 static constexpr int32_t kUnsigned[kTableEntries] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+// As s8 the same, as s16 twice.
+static constexpr struct Twice {
+  int32_t v[kTableEntries];
+} kTwice = [] {
+  Twice t{};
+  for (int32_t i = 0; i < kTableEntries; ++i) t.v[i] = i << 16 | i;
+  return t;
+}();
 constexpr uint64_t kTile0 = 0x11, kTile1 = 0x22;  // masks of svzero: a 32-bit tile is every fourth 64-bit one
 
 // v in a register, new to the compiler each time: LLVM 22 reads ZA at constant places through a register that it never
@@ -37,7 +45,7 @@ EDGEC_INLINE svfloat32x2_t load_scales(const uint8_t* header, int64_t column) __
                      : svcreate2_f32(svcvtlt_f32_f16_x(all, h0), svcvtlt_f32_f16_x(all, h1));
 }
 
-// The zero points of 2 kLanes columns: s32, which is s16 pairs (zero, 0) as well.
+// The zero points of 2 kLanes columns, by the table: s32, which is s16 pairs (zero, 0) as well, or pairs (zero, zero).
 template <int kLanes>
 EDGEC_INLINE svint32x2_t load_zeros(const uint8_t* header, int64_t column) __arm_streaming __arm_in("za", "zt0") {
   const svuint8_t nibbles = svld1_u8(svwhilelt_b8_s64(0, kLanes), header + 64 + column / 2);
@@ -65,6 +73,21 @@ EDGEC_INLINE RowUnit row_unit_at(const LinearJob& job, int64_t column) __arm_str
   return u;
 }
 
+// The activations' sum, which is prepared as two halves of s16 times -1, times the zero points, to group kGroup.
+template <int kLanes, int kGroup>
+EDGEC_INLINE void subtract_zeros(const RowUnit& u, const uint8_t* a,
+                                 uint32_t zero) __arm_streaming __arm_inout("za") __arm_in("zt0") {
+  int32_t halves;
+  __builtin_memcpy(&halves, a + 36, 4);
+  const svint32x2_t z0 = load_zeros<kLanes>(u.header[0], u.column[0]);
+  const svint32x2_t z1 = load_zeros<kLanes>(u.header[1], u.column[1]);
+  svdot_lane_za32_s16_vg1x4(
+      zero + kGroup,
+      svcreate4_s16(svreinterpret_s16_s32(svget2_s32(z0, 0)), svreinterpret_s16_s32(svget2_s32(z0, 1)),
+                    svreinterpret_s16_s32(svget2_s32(z1, 0)), svreinterpret_s16_s32(svget2_s32(z1, 1))),
+      svreinterpret_s16_s32(svdup_s32(halves)), 0);
+}
+
 // 32 k of four columns' worth of vectors: dots in group kGroup.
 template <int kLanes, int kGroup>
 EDGEC_INLINE void row_dots(const RowUnit& u, svint8_t x0, svint8_t x1,
@@ -88,22 +111,11 @@ EDGEC_INLINE void row_dots(const RowUnit& u, svint8_t x0, svint8_t x1,
 #undef EDGEC_STEP
 }
 
-// The dots of group kGroup, less the zero points, times the scales, to group kGroup + 1. a: the row's block.
-template <int kLanes, bool kZeros, int kGroup>
-EDGEC_INLINE void add_row(const RowUnit& u, svint32x4_t dots, const uint8_t* a, svfloat32_t row_scale,
-                          uint32_t zero) __arm_streaming __arm_inout("za") __arm_in("zt0") {
+// The dots of group kGroup, times the scales, to group kGroup + 1.
+template <int kLanes, int kGroup>
+EDGEC_INLINE void add_row(const RowUnit& u, svint32x4_t dots, svfloat32_t row_scale,
+                          uint32_t zero) __arm_streaming __arm_inout("za") {
   const svbool_t all = svptrue_b32();
-  if constexpr (kZeros) {
-    int16_t pair[2];
-    __builtin_memcpy(pair, a + 36, 4);
-    const svint32_t sum = svdup_s32(pair[0] + pair[1]);  // -1 times the activations' sum
-    const svint32x2_t z0 = load_zeros<kLanes>(u.header[0], u.column[0]);
-    const svint32x2_t z1 = load_zeros<kLanes>(u.header[1], u.column[1]);
-    dots = svcreate4_s32(svmla_s32_x(all, svget4_s32(dots, 0), svget2_s32(z0, 0), sum),
-                         svmla_s32_x(all, svget4_s32(dots, 1), svget2_s32(z0, 1), sum),
-                         svmla_s32_x(all, svget4_s32(dots, 2), svget2_s32(z1, 0), sum),
-                         svmla_s32_x(all, svget4_s32(dots, 3), svget2_s32(z1, 1), sum));
-  }
   const svfloat32x2_t s0 = load_scales<kLanes>(u.header[0], u.column[0]);
   const svfloat32x2_t s1 = load_scales<kLanes>(u.header[1], u.column[1]);
   const svfloat32x4_t scales =
@@ -120,7 +132,7 @@ __arm_locally_streaming __arm_new("za", "zt0")
                                                     int64_t count, float* sums) {
   constexpr int64_t kHeader = kZeros ? 80 : 64, kData = 512;
   constexpr int kSecond = kLanes == 4 ? 2 : 4;  // in tile 0 of ZA as group 0 is, if that has room
-  svldr_zt(0, kZeros ? kUnsigned : kSigned);
+  svldr_zt(0, kZeros ? kTwice.v : kSigned);
   uint32_t zero = place(0);
   for (int64_t unit = first; unit < first + count; ++unit, sums += 8 * kLanes) {
     RowUnit u = row_unit_at<kLanes>(job, unit * 8 * kLanes), v = row_unit_at<kLanes>(job, (2 * unit + 1) * 4 * kLanes);
@@ -133,14 +145,15 @@ __arm_locally_streaming __arm_new("za", "zt0")
         const svint8_t x0 = svld1rq_s8(svptrue_b8(), reinterpret_cast<const int8_t*>(a));
         const svint8_t x1 = svld1rq_s8(svptrue_b8(), reinterpret_cast<const int8_t*>(a) + 16);
         zero = place(zero);
+        if constexpr (kZeros) subtract_zeros<kLanes, 0>(u, a, zero), subtract_zeros<kLanes, kSecond>(v, a, zero);
         row_dots<kLanes, 0>(u, x0, x1, zero);
         row_dots<kLanes, kSecond>(v, x0, x1, zero);
         const svint32x4_t u_dots = svread_za32_s32_vg1x4(zero), v_dots = svread_za32_s32_vg1x4(zero + kSecond);
         svzero_mask_za(kLanes == 4 ? kTile0 | kTile0 << 2 : kTile0);
         float scale;
         __builtin_memcpy(&scale, a + 32, 4);
-        add_row<kLanes, kZeros, 0>(u, u_dots, a, svdup_f32(scale), zero);
-        add_row<kLanes, kZeros, kSecond>(v, v_dots, a, svdup_f32(scale), zero);
+        add_row<kLanes, 0>(u, u_dots, svdup_f32(scale), zero);
+        add_row<kLanes, kSecond>(v, v_dots, svdup_f32(scale), zero);
         a += 40;
         for (int i = 0; i < 2; ++i) {
           constexpr int64_t kStep = kOne ? kHeader + kData : kData;

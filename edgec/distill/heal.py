@@ -48,7 +48,7 @@ class Options:
 
 RELEARN = Options(epochs=2.0, weights=True)  # what a pruned graph is given
 WINDOWS = 512  # of text for it, of a language model
-HELD = 8  # batches to measure on, at most
+HELD = 4  # batches to measure on, at most
 
 
 @dataclass
@@ -204,11 +204,7 @@ def heal(
     if not learned:
         raise EdgecError("EC1303", "it has no norms, biases or quantized weights that could learn", graph.name,
                          "Leave out --distill")  # fmt: skip
-    skip = _caches(source) | _caches(graph)
-    outputs = losses.outputs_of(source, graph, {}, tuple(skip))
-    batch = o.batch or _batch(found)
-    lesson = Lesson(TorchGraph(source), _Narrower(graph, learned), outputs, batch=batch, half=halves(), most_held=HELD)
-    lesson.take(found.feeds, found.valid, found.samples)
+    lesson = _lesson(source, graph, found, o, learned)
     report = Report()
     report.vectors, report.scales, report.weights = (
         sum(m.delta.numel() for m in learned.values() if isinstance(m, kind)) for kind in (Vector, Scales, Weight)
@@ -230,6 +226,21 @@ def heal(
         return graph, replace(report, after=report.before)
     report.closed = 1 - after / before
     return rebuilt(graph, {node: module.constant() for node, module in learned.items()}), report
+
+
+def gap(source: Graph, graph: Graph, found: Calibration, options: Options | None = None) -> dict[str, float]:
+    """The loss of each output on the data that `heal` would keep out of training."""
+    lesson = _lesson(source, graph, found, options or Options(), {})
+    return lesson.measure()[0]
+
+
+def _lesson(source: Graph, graph: Graph, found: Calibration, o: Options, learned: dict[Node, Learned]) -> Lesson:
+    skip = _caches(source) | _caches(graph)
+    outputs = losses.outputs_of(source, graph, {}, tuple(skip))
+    pair, batch = (TorchGraph(source), _Narrower(graph, learned)), o.batch or _batch(found)
+    lesson = Lesson(*pair, outputs, batch=batch, half=halves(), most_held=HELD)
+    lesson.take(found.feeds, found.valid, found.samples)
+    return lesson
 
 
 class _Narrower(TorchGraph):

@@ -80,6 +80,8 @@ class Build:
         self.parameters = 0  # float numbers that the imported graph holds
         self.distill: str | os.PathLike | None = None  # data to heal the quantized graph with
         self.source_graph: Graph | None = None  # what it is healed against
+        self.onnx: str | os.PathLike | None = None  # file for the graph in floats, pruned and healed
+        self.floats: Graph | None = None  # that graph
         self._dumped = 0
         if self.dump_ir is not None:
             try:
@@ -129,6 +131,10 @@ class Build:
         self._phase("rewrite")
         graph = widen(self.graph) if self.options.weights != "fp32" else self.graph
         graph = rewrites.run(rewrites.one_length(graph), rewrites.PHASES, dump=self.dump)
+        if self.onnx is not None:
+            from edgec.frontend import export
+
+            export.check(graph)
         if self.distill is not None:
             self.source_graph = graph
         if self.options.prune is not None or self.options.speedup is not None:
@@ -136,6 +142,7 @@ class Build:
             self.dump("prune", graph)
             if self.distill is not None and ":" not in (self.options.prune or ""):  # masks' zeros would not stay
                 graph = self._relearned(graph)
+        self.floats = graph if self.onnx is not None else None
         self.graph, self.lm, notes = rewrites.as_decoder(graph, self.options.cached_in, self.options.max_context)
         self.report.notes += notes
         if self.lm is not None:
@@ -504,6 +511,7 @@ def build(
     cache: bool | str | os.PathLike = False,
     tokenizer: str | os.PathLike | None = None,
     distill: str | os.PathLike | None = None,
+    onnx: str | os.PathLike | None = None,
     progress: Progress | None = None,
     review: Review | None = None,
 ) -> BuildReport:
@@ -522,7 +530,8 @@ def build(
     calibrate.prune.request reads it ("20%", "ffn=30%,layers=2", "1.5x"). calib: a file or folder of calibration data
     (`calibrate.data`) that weights are fitted to. cache: True or a folder keeps encoded weights for later builds, so that
     one that was interrupted goes on where it was. distill: data (calibrate.data) on which norms, biases and scales learn
-    from the source what quantization cost; needs torch. review: see `Review`. Raises EdgecError; a
+    from the source what quantization cost, and before that all weights of a pruned model; needs torch. onnx: a file for the
+    graph as ONNX, pruned and healed, in floats (`frontend.export`). review: see `Review`. Raises EdgecError; a
     failed build leaves nothing behind but that.
     """
     for package in ("onnx", "onnx_ir", "tvm"):
@@ -566,7 +575,7 @@ def build(
 
         model = model_file(model)
         job.files = text_files(model, tokenizer)
-    job.distill = distill
+    job.distill, job.onnx = distill, onnx
     job.calib = calib
     job.load(model, constants)
 
@@ -582,6 +591,8 @@ def build(
 
     steps: dict[str, Callable] = {"import": lambda: None, "rewrite": rewrite, "quantize": quantize,
                                   "lower": job.lower, "write": lambda: _write(job, Path(out), review)}  # fmt: skip
+    if onnx is not None and not Path(onnx).parent.is_dir():
+        raise EdgecError("EC1003", "its folder does not exist", str(onnx), "Make the folder, or name another file")
     for phase, step in steps.items():
         step()
         if phase == "rewrite" and review is not None:
@@ -598,6 +609,7 @@ def _write(job: Build, out: Path, review: Review | None) -> None:
     """The artifact, under its name only when the review has passed it."""
     if review is None:
         job.write(out)
+        _write_onnx(job)
         return
     from edgec.artifact.writer import replace_manifest
 
@@ -608,8 +620,16 @@ def _write(job: Build, out: Path, review: Review | None) -> None:
         replace_manifest(aside, _with_loss(job.report))
         job.report.path, job.report.artifact_bytes = str(out), aside.stat().st_size
         os.replace(aside, out)
+        _write_onnx(job)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _write_onnx(job: Build) -> None:
+    if job.onnx is not None and job.floats is not None:
+        from edgec.frontend import export
+
+        export.write(job.floats, job.onnx)
 
 
 def _with_loss(report: BuildReport) -> Callable[[dict], dict]:

@@ -20,6 +20,7 @@ CODES: dict[str, str] = {
     "EC1303": "the model cannot be trained",
     "EC1305": "what is asked of pruning cannot be had",
     "EC1306": "the build lost more than is allowed",
+    "EC1307": "the graph cannot be written as ONNX",
     "EC1401": "an op cannot be lowered for this target",
     "EC1402": "the target is unknown or malformed",
     "EC1403": "compiling or linking the code failed",

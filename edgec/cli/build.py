@@ -47,6 +47,7 @@ def build(
     const: tuple[str, ...] = (),
     calib: Path | None = None,
     distill: Path | None = None,
+    onnx: Path | None = None,
     eval: Path | None = None,
     max_loss: str | None = None,
     stop_after: str | None = None,
@@ -98,8 +99,10 @@ def build(
         What the model is for: texts (.txt), .jsonl, or arrays (.npz, a folder of .npy). Weights are fitted to it, layer by
         layer; docs/quantization.md says how.
     distill
-        Texts or arrays (as --calib) on which norms, biases and scales learn from the source what the quantized model lost; needs
-        torch, minutes.
+        Texts or arrays (as --calib) on which norms, biases and scales learn from the source what the quantized model lost, and
+        all weights what a pruned one lost; needs torch, minutes.
+    onnx
+        Write the model as ONNX too, pruned and healed, before its weights are quantized: this file.
     eval
         What to measure the loss on: text (.txt, .jsonl), arrays (.npz) or a folder of .npy; by default a text of edgec's own
         where the model takes text, else made-up numbers.
@@ -122,6 +125,7 @@ def build(
     name = (model.resolve().name if existing(model).is_dir() else model.stem) + ".edgec"
     model = model_file(model)
     out = writable(output or Path(name), "--output")
+    onnx = None if onnx is None else writable(onnx, "--onnx")
     _check_target(target)
     if group < 1:
         raise EdgecError("EC1001", f"{group} is not a positive number", "--group")
@@ -164,6 +168,7 @@ def build(
             cache=not no_cache,
             tokenizer=tokenizer,
             distill=distill,
+            onnx=onnx,
             progress=progress,
             review=review,
         )

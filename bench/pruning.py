@@ -1,14 +1,17 @@
 #!/usr/bin/env python3
 """What structured pruning gives and costs, without any training.
 
-usage: python bench/pruning.py minilm  [--prune SPEC ...] [--texts 2000] [--weights int4] [--seed 0] [--json FILE]
-       python bench/pruning.py smollm2 [--prune SPEC ...] [--texts 100] [--weights int4] [--json FILE]
+usage: python bench/pruning.py minilm  [--prune SPEC ...] [--texts 4000] [--weights int4] [--seed 0] [--json FILE]
+       python bench/pruning.py smollm2 [--prune SPEC ...] [--texts 100] [--weights int4] [--distill FILE] [--json FILE]
+       ... --folder F [--only quality | latency] [--threads N]
 
 minilm: accuracy of a linear probe (logistic regression on mean-pooled sentence embeddings; the label is the sign of a movie
-snippet's rating) on half of the texts, fitted to the other half, and latency of 128 tokens, batch 1. "transferred": the
-probe that was fitted to the embeddings of the whole model. Calibration takes 1024 of the texts that probes are fitted to,
-without labels. smollm2: perplexity of movie snippets, and tokens a second behind 128 tokens; calibration takes others.
-Latencies: the whole model and the pruned ones take turns in one process, medians.
+snippet's rating) on half of the texts, fitted to the other half, and latency of 16 and 128 tokens, batch 1. "transferred":
+the probe that was fitted to the embeddings of the whole model. Calibration takes 1024 of the texts that probes are fitted
+to, without labels. smollm2: perplexity of movie snippets and KL to fp32, and tokens a second behind 128 tokens; calibration
+takes others, and --distill heals the pruned ones on texts of a file.
+Latencies: the whole model and the pruned ones take turns in one process, medians. --folder keeps the artifacts, and takes
+those that are there as they are: so --only latency can be had on a quiet machine later.
 """
 
 from __future__ import annotations
@@ -91,15 +94,27 @@ def take_turns(calls: dict[str, Callable[[], object]], seconds: float) -> dict[s
     return {name: float(np.median(t)) for name, t in times.items()}
 
 
-def builds(model: Path, specs: list[str], weights: str, calib: Path, folder: Path) -> dict[str, tuple]:
-    """Name -> (report, session, seconds of the build)."""
+def builds(args, model: Path, calib: Path, folder: Path) -> dict[str, tuple]:
+    """Name -> (the artifact, seconds of its build or None)."""
     found = {}
-    for i, spec in enumerate(["", *specs]):
-        start = time.perf_counter()
-        report = edgec.build(model, weights=weights, prune=spec or None, calib=calib, out=folder / f"{i}.edgec")
-        found[spec or "whole"] = (report, edgec.load(report.path), time.perf_counter() - start)
-        print(f"{spec or 'whole'}: built in {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    for spec in [None, *args.prune]:
+        name, start = spec or "whole", time.perf_counter()
+        out = folder / f"{name.replace('%', '').replace(',', '-')}.edgec"
+        taken = out.exists()
+        if not taken:
+            healing = {"distill": args.distill} if spec and args.distill else {}
+            edgec.build(model, weights=args.weights, prune=spec, calib=calib, out=out, **healing)
+        seconds = None if taken else time.perf_counter() - start
+        found[name] = (out, seconds)
+        print(f"{name}: {'taken' if taken else f'built in {seconds:.0f} s'}", file=sys.stderr, flush=True)
     return found
+
+
+def facts(found: tuple) -> dict:
+    path, seconds = found
+    report = edgec.load(path).manifest["report"]
+    return {"artifact_mb": path.stat().st_size / 1e6, "build_s": seconds, "pruning": report.get("pruning"),
+            "healing": report.get("healing")}  # fmt: skip
 
 
 def minilm(args, folder: Path) -> dict:
@@ -111,26 +126,26 @@ def minilm(args, folder: Path) -> dict:
     texts, labels, half = texts[: args.texts], labels[: args.texts], args.texts // 2
     calib = folder / "calib.txt"
     calib.write_text("\n".join(texts[: min(1024, half)]))
-    found = builds(model, args.prune, args.weights, calib, folder)
-    embedded = {name: embed(session, tokenizer, texts) for name, (_, session, _) in found.items()}
-    whole = embedded["whole"]
-    first = probe(whole[:half], labels[:half])
-    ids = np.random.default_rng(0).integers(1000, 20000, (1, 128))
-    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-    latency = take_turns({n: lambda s=s: s.run(None, feeds) for n, (_, s, _) in found.items()}, args.seconds)
-    return {
-        name: {
-            "latency_ms": latency[name],
-            "speedup": latency["whole"] / latency[name],
-            "accuracy": accuracy(probe(e[:half], labels[:half]), e[half:], labels[half:]),
-            "transferred": accuracy(first, e[half:], labels[half:]),
-            "cosine": float((e[half:] * whole[half:]).sum(1).mean()),
-            "artifact_mb": found[name][0].artifact_bytes / 1e6,
-            "build_s": found[name][2],
-            "pruning": found[name][0].pruning,
-        }
-        for name, e in embedded.items()
-    }
+    found = builds(args, model, calib, folder)
+    sessions = {name: edgec.load(path, threads=args.threads) for name, (path, _) in found.items()}
+    result: dict[str, dict] = {name: facts(f) for name, f in found.items()}
+    if args.only != "latency":
+        embedded = {name: embed(session, tokenizer, texts) for name, session in sessions.items()}
+        whole = embedded["whole"]
+        first = probe(whole[:half], labels[:half])
+        for name, e in embedded.items():
+            result[name] |= {
+                "accuracy": accuracy(probe(e[:half], labels[:half]), e[half:], labels[half:]),
+                "transferred": accuracy(first, e[half:], labels[half:]),
+                "cosine": float((e[half:] * whole[half:]).sum(1).mean()),
+            }
+    for tokens in (16, 128) if args.only != "quality" else ():
+        ids = np.random.default_rng(0).integers(1000, 20000, (1, tokens))
+        feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+        latency = take_turns({n: lambda s=s: s.run(None, feeds) for n, s in sessions.items()}, args.seconds)
+        for name, ms in latency.items():
+            result[name] |= {f"latency_{tokens}_ms": ms, f"speedup_{tokens}": latency["whole"] / ms}
+    return result
 
 
 def smollm2(args, folder: Path) -> dict:
@@ -140,10 +155,21 @@ def smollm2(args, folder: Path) -> dict:
     texts, _ = snippets(args.seed)
     calib = folder / "calib.txt"
     calib.write_text("\n".join(texts[args.texts : args.texts + 350]))
-    found = builds(model, args.prune, args.weights, calib, folder)
-    runs = [e.ids for e in tokenizer_for([model], None).encode_batch(texts[: args.texts])]
-    names = {name: edgec_logits(Path(report.path), None) for name, (report, _, _) in found.items()}
-    quality = measure(names, [ids for ids in runs if len(ids) > 1])
+    found = builds(args, model, calib, folder)
+    result: dict[str, dict] = {name: facts(f) for name, f in found.items()}
+    if args.only != "latency":
+        full = folder / "fp32.edgec"
+        if not full.exists():
+            edgec.build(model, weights="fp32", kv_cache="fp32", out=full)
+        runs = [e.ids for e in tokenizer_for([model], None).encode_batch(texts[: args.texts])]
+        joined = [i for ids in runs for i in ids]
+        windows = [joined[at : at + 256] for at in range(0, len(joined), 256)]
+        names = {
+            name: edgec_logits(path, args.threads)
+            for name, path in {"fp32": full} | {n: p for n, (p, _) in found.items()}.items()
+        }
+        for name, row in measure(names, [ids for ids in windows if len(ids) > 1], quiet=True).items():
+            result.setdefault(name, {}).update(row)
 
     def decoding(session) -> Callable[[], object]:
         lm = session.manifest["lm"]
@@ -159,16 +185,15 @@ def smollm2(args, folder: Path) -> dict:
 
         return step
 
-    latency = take_turns({n: decoding(s) for n, (_, s, _) in found.items()}, args.seconds)
-    return {
-        name: quality[name]
-        | {"ms_per_token": latency[name], "speedup": latency["whole"] / latency[name],
-           "artifact_mb": report.artifact_bytes / 1e6, "build_s": seconds, "pruning": report.pruning}
-        for name, (report, _, seconds) in found.items()
-    }  # fmt: skip
+    if args.only != "quality":
+        sessions = {name: edgec.load(path, threads=args.threads) for name, (path, _) in found.items()}
+        latency = take_turns({n: decoding(s) for n, s in sessions.items()}, args.seconds)
+        for name, ms in latency.items():
+            result[name] |= {"ms_per_token": ms, "speedup": latency["whole"] / ms}
+    return result
 
 
-SPECS = {"minilm": ["40%"], "smollm2": ["layers=3,ffn=15%"]}
+SPECS = {"minilm": ["ffn=52%,heads=25%"], "smollm2": ["layers=2,attention=10"]}
 
 
 def main() -> None:
@@ -178,12 +203,15 @@ def main() -> None:
     ap.add_argument("--texts", type=int)
     ap.add_argument("--weights", default="int4")
     ap.add_argument("--seconds", type=float, default=10.0, help="of latency measurements")
+    ap.add_argument("--distill", type=Path, help="texts that the pruned models are healed on")
+    ap.add_argument("--only", choices=("quality", "latency"))
+    ap.add_argument("--threads", type=int, help="of runs; default as many as the machine has")
     ap.add_argument("--seed", type=int, default=0)
     ap.add_argument("--folder", type=Path, help="where the artifacts stay")
     ap.add_argument("--json", type=Path)
     args = ap.parse_args()
     args.prune = args.prune or SPECS[args.model]
-    args.texts = args.texts or {"minilm": 2000, "smollm2": 100}[args.model]
+    args.texts = args.texts or {"minilm": 4000, "smollm2": 100}[args.model]
     with tempfile.TemporaryDirectory() as tmp:
         folder = args.folder or Path(tmp)
         folder.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ CXX_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h')
 PIP = $(PYTHON) -m pip --disable-pip-version-check -qq
 TESTS ?= tests
 
-.PHONY: demo test fuzz lint models dev wheels bench bench-kernels test-asan test-arm test-load env clean
+.PHONY: demo test fuzz lint models dev wheels examples bench bench-kernels test-asan test-arm test-load env clean
 
 # The package as a user installs it, with what building needs, in .venv
 demo: .venv/demo.done
@@ -55,6 +55,10 @@ test-asan: env
 	  -Dpybind11_DIR=$$($(PYTHON) -m pybind11 --cmakedir) > /dev/null
 	cmake --build build/asan -j $(JOBS) --target kernels_test
 	build/asan/csrc/kernels/kernels_test
+
+# The examples that train, on a few texts and for a few steps (python examples/sentiment/make.py does it in earnest)
+examples: env dev models
+	EDGEC_TEST_EXAMPLES=1 $(PYTHON) -m pytest -q -rs tests/cli/test_demo.py
 
 # Latency and accuracy of whole models beside onnxruntime, after the kernels beside their limits
 bench: dev models bench-kernels

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "examples/sentiment"))
+sys.path.insert(0, str(ROOT / "examples/sentiment"))  # before bench, which has a models.py too
 import make  # noqa: E402
 
 import edgec  # noqa: E402

@@ -4,14 +4,13 @@
 usage: demo.py [--work FOLDER] [--seeds 1] [--no-summary]
 
 Readings are ten seconds of accelerometer and gyroscope, 6 series of 100 numbers: standing, walking, running, badminton. They
-come with sktime (BasicMotions: 40 to train on, 40 to test with): `python tests/fetch_models.py sensors`. Training takes
+come with sktime (BasicMotions: 40 to train on, 40 to test with), from PyPI. Training takes
 seconds and needs torch ('edgec[distill]'). The summary needs SmolLM2's folder (smollm2/ under $EDGEC_MODELS).
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import pathlib
 import re
 import sys
@@ -24,7 +23,10 @@ from onnx import TensorProto, checker, helper, numpy_helper
 import edgec
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-MODELS = pathlib.Path(os.environ.get("EDGEC_MODELS") or pathlib.Path.home() / ".cache/edgec-models")
+sys.path.append(str(ROOT / "tests"))
+import fetch_models  # noqa: E402
+
+MODELS = fetch_models.home()
 DONE = {"Standing": "stood still", "Walking": "walked", "Running": "ran", "Badminton": "played badminton"}
 PATCH, WIDTH, STEPS = 10, 256, 250
 
@@ -141,6 +143,7 @@ def main() -> int:
     parser.add_argument("--no-summary", action="store_true")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
+    fetch_models.fetch("sensors")
     (x, activity), (test, truth) = readings("TRAIN"), readings("TEST")
     names = sorted(set(activity))
     labels = np.array([names.index(a) for a in activity])

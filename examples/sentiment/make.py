@@ -3,7 +3,7 @@
 
 usage: make.py [--work FOLDER] [--seeds 1] [--epochs 0.75] [--student-epochs 2] [--texts N] [--ship]
 
-Models and texts come from packages on PyPI (tests/fetch_models.py brings them). Every step leaves its result in the work
+Models and texts come from packages on PyPI. Every step leaves its result in the work
 folder and is not done again; half an hour on two cores, ten minutes for each further seed.
 
     teacher/         MiniLM-L6 with a head, fine-tuned: a text is positive or negative
@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import pathlib
 import re
 import shutil
@@ -32,9 +31,8 @@ import zipfile
 from collections import Counter
 
 import numpy as np
-from models import ROOT, keep_pieces, with_pieces, write_packed, write_student, write_teacher
+from models import MODELS, ROOT, fetch, keep_pieces, with_pieces, write_packed, write_student, write_teacher
 
-MODELS = pathlib.Path(os.environ.get("EDGEC_MODELS") or pathlib.Path.home() / ".cache/edgec-models")
 LENGTH = 64  # tokens of the longest text in training
 FROZEN = ("embeddings.*", "encoder.layer.[012].*")  # of the teacher: half the work, and what it knows of words stays
 LAYERS, FFN, RANK, POSITIONS = (0, 2, 4), 384, 96, 128
@@ -217,6 +215,8 @@ def main() -> int:
     args = parser.parse_args()
     import edgec
 
+    for name in ("minilm-weights", "movie-sentiment"):
+        fetch(name)
     train, test = movie_texts()
     films, others = [text for _, text in train], other_texts()
     if args.texts:

@@ -15,8 +15,11 @@ import onnx
 from onnx import TensorProto, checker, helper, numpy_helper
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "tests/exporters"))
+sys.path += [str(ROOT / "tests"), str(ROOT / "tests/exporters")]
+import fetch_models  # noqa: E402
 import minilm  # noqa: E402
+
+MODELS, fetch = fetch_models.home(), fetch_models.fetch
 
 EPS = 1e-12
 HEADS = 12

@@ -1,5 +1,6 @@
 """The examples and edgec demo give the right answers."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -73,3 +74,31 @@ def test_the_sensors_example_reads_motions(model, tmp_path):
     for weights in ("int8", "int4"):
         assert int(done.stdout.split(f"seed 0, {weights}: ")[1].split()[0]) >= 38
     assert "weights of 4, 4, 32 bits" in done.stdout and "two minutes: Running" in done.stdout
+
+
+@pytest.mark.skipif(not os.environ.get("EDGEC_TEST_EXAMPLES"), reason="it takes a minute: make examples")
+def test_the_sentiment_example_runs_from_an_empty_folder(model, tmp_path):
+    pytest.importorskip("torch")
+    for name in ("movie-sentiment", "minilm-weights"):
+        model(name)
+
+    def run(*command):
+        done = subprocess.run(
+            [sys.executable, *command], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    few = ["--texts", "80", "--student-epochs", "1", "--seeds", "2"]
+    make = (ROOT / "examples/sentiment/make.py", "--work", tmp_path, *few)
+    assert "teacher: MiniLM-L6" in run(*make)
+    assert "step" not in run(*make)  # nothing is trained again
+    found = [json.loads((tmp_path / f"seed{seed}/result.json").read_text()) for seed in (0, 1)]
+    assert all(r["artifact_mb"] <= 3 and 0 < r["artifact_accuracy"] <= 1 and r["test_texts"] >= 80 for r in found)
+    measured = json.loads(
+        run(ROOT / "bench/student.py", "--work", tmp_path, "--seconds", "0.2", "--threads", "1", "--json")
+    )
+    assert set(measured["accuracy"]["students"]) == {"seed0", "seed1"} and measured["accuracy"]["texts"] > 2000
+    assert [row["tokens"] for row in measured["latency"]] == [16, 28] and all(
+        r["times_faster"] > 4 for r in measured["latency"]
+    )

@@ -52,6 +52,7 @@ BUILDS = {
         "6.25 bits, table of 6": {"bits": 6.25, "embedding": 6},
         "6.25 bits, table of 8": {"bits": 6.25},
         "8.125 bits": {"weights": "int8"},
+        "8.125 bits, calibrated": {"weights": "int8", "calib": True},
     },
 }
 LLAMA_TYPES = {"Q4_0": 2, "Q4_K_M": 15, "Q5_K_M": 17, "Q8_0": 7}

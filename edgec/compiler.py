@@ -280,16 +280,17 @@ class Build:
     def heal(self) -> Graph:
         """Norms, biases and scales learn from the source what quantization (and a mask) cost."""
         from edgec.calibrate import data
-        from edgec.distill.heal import Options, heal
+        from edgec.distill.heal import WINDOWS, Options, heal, of_text
 
         assert self.graph is not None and self.source_graph is not None and self.distill is not None
         if self.report.healing is not None and self.options.weights == "fp32":
             self.report.healing |= self.report.healing["pruned"]
             return self.graph
         self._phase("heal")
-        found = data.load(self.distill, self.source_graph, self.files)
+        found = data.load(self.distill, self.source_graph, self.files, limit=None if self.lm is None else WINDOWS)
         seen = lambda t: self._share(t.seconds, t.seconds + t.left)  # noqa: E731
-        self.graph, report = heal(self.source_graph, self.graph, found, Options(), seen)
+        options = Options() if self.lm is None else of_text(found)
+        self.graph, report = heal(self.source_graph, self.graph, found, options, seen)
         self.report.healing = (self.report.healing or {}) | report.to_dict()
         self.source_graph = None
         verify(self.graph)

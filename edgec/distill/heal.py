@@ -47,8 +47,13 @@ class Options:
 
 
 RELEARN = Options(epochs=2.0, weights=True)  # what a pruned graph is given
-WINDOWS = 512  # of text for it, of a language model
+WINDOWS = 512  # of text, of a language model
 HELD = 4  # batches to measure on, at most
+
+
+def of_text(found: Calibration) -> Options:
+    """For a quantized language model: once over much text rather than often over little, within ten minutes."""
+    return Options(epochs=min(4.0, max(1.0, WINDOWS / 2 / found.samples)), minutes=10.0)
 
 
 @dataclass

@@ -14,7 +14,7 @@ import edgec
 from edgec import kernels
 from edgec.calibrate.data import Calibration
 from edgec.cli import main
-from edgec.distill.heal import Options, Scales, Vector, heal, learnable
+from edgec.distill.heal import Options, Scales, Vector, heal, learnable, of_text
 from edgec.distill.torch_graph import TorchGraph
 from edgec.errors import EdgecError
 from edgec.ir import evaluate
@@ -125,6 +125,11 @@ def test_scales_of_uneven_steps_learn_and_stay_multiples_of_their_unit():
             back = kernels.unpack(format, kernels.pack(format, c["q"], c["scale"], None), n, k)
             np.testing.assert_array_equal(back[1], c["scale"])
     assert changed > 1000
+
+
+@pytest.mark.parametrize(("samples", "epochs"), [(5, 4.0), (64, 4.0), (128, 2.0), (256, 1.0), (512, 1.0)])
+def test_much_text_is_read_once_and_little_often(samples, epochs):
+    assert of_text(Calibration([], [], samples, "")) == Options(epochs=epochs, minutes=10.0)
 
 
 def test_a_graph_that_gets_no_better_comes_back_as_it_was():

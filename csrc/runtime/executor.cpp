@@ -47,7 +47,11 @@ constexpr auto kInvokers = make_invokers(std::make_index_sequence<kMaxCallArgs +
 
 Executor::Executor(std::span<const std::byte> plan, std::span<const std::byte> code, std::span<const std::byte> weights,
                    int threads)
-    : plan_(Plan::decode(plan, weights.size())), states_(plan_), code_(code), weights_(weights) {
+    : plan_(Plan::decode(plan, weights.size())),
+      states_(plan_),
+      code_(code),
+      weights_(weights),
+      expanded_(plan_, weights) {
   if (reinterpret_cast<uintptr_t>(weights_.data()) % 16 != 0)
     throw Error(Code::kArchive, "weights.bin", "it is not aligned", "Build the artifact again");
   threads_ = std::min(threads > 0 ? threads : default_threads(), 256);
@@ -81,7 +85,8 @@ void Executor::check_kernel_step(size_t index) {
       if (step.args[i].kind != Arg::kValue) continue;
       const int32_t root = plan_.values[static_cast<size_t>(step.args[i].v)].root;
       const Storage storage = plan_.values[static_cast<size_t>(root)].storage;
-      if (p.kind == Parameter::kOutput && (storage == Storage::kConstant || storage == Storage::kInput))
+      if (p.kind == Parameter::kOutput &&
+          (storage == Storage::kConstant || storage == Storage::kExpanded || storage == Storage::kInput))
         throw Error(Code::kPlan, place, step.name + " writes to an input or a constant");
       if (p.state != (storage == Storage::kState))
         throw Error(Code::kPlan, place, step.name + ": '" + p.name + (p.state ? "' is no state" : "' is a state"));
@@ -239,7 +244,9 @@ void Executor::size_value(Binding& b, size_t i) const {
     if (dims[0] != b.exprs[static_cast<size_t>(s.batch)] || dims[1] != s.heads || dims[3] != s.dim)
       value_fault(i, "its shape is not its state's");
   }
-  if (v.storage == Storage::kConstant && bytes > static_cast<size_t>(v.b)) value_fault(i, "its constant is too short");
+  if ((v.storage == Storage::kConstant && bytes > static_cast<size_t>(v.b)) ||
+      (v.storage == Storage::kExpanded && bytes > expanded_.nbytes(v)))
+    value_fault(i, "its constant is too short");
   if (v.storage == Storage::kTemp) {
     const int64_t room = b.exprs[static_cast<size_t>(v.a)];
     if (room < 0 || static_cast<size_t>(room) < bytes || static_cast<size_t>(room) > kMaxBytes)
@@ -258,6 +265,7 @@ void Executor::check_place(Binding& b, size_t i) const {
   const ValueDef& root = plan_.values[at];
   const size_t room = root.storage == Storage::kTemp       ? static_cast<size_t>(b.exprs[static_cast<size_t>(root.a)])
                       : root.storage == Storage::kConstant ? static_cast<size_t>(root.b)
+                      : root.storage == Storage::kExpanded ? expanded_.nbytes(root)
                                                            : b.nbytes[at];
   if (static_cast<size_t>(offset) > room || b.nbytes[i] > room - static_cast<size_t>(offset))
     value_fault(i, "it lies outside the value it is an alias of");
@@ -476,6 +484,9 @@ void Executor::resolve(Binding& b) const {
     switch (r.storage) {
       case Storage::kConstant:
         *target = const_cast<std::byte*>(weights_.data() + r.a + b.offsets[v]);
+        break;
+      case Storage::kExpanded:
+        *target = const_cast<std::byte*>(reinterpret_cast<const std::byte*>(expanded_.data(r)) + b.offsets[v]);
         break;
       case Storage::kTemp:
         *target = arena_.data() + b.arena_offsets[root] + b.offsets[v];

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "runtime/code.h"
+#include "runtime/expanded.h"
 #include "runtime/kernel_registry.h"
 #include "runtime/memory.h"
 #include "runtime/plan.h"
@@ -124,6 +125,7 @@ class Executor {
   States states_;
   CodeLibrary code_;
   std::span<const std::byte> weights_;
+  Expanded expanded_;
   int threads_;
   CallObserver* observer_ = nullptr;
   std::shared_ptr<ThreadPool> pool_;

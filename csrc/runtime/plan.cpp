@@ -114,11 +114,12 @@ ValueDef read_value(Reader& r, const Plan& plan, uint64_t weights_size) {
   v.dtype = static_cast<DType>(r.in(0, kDTypeCount - 1, "dtype"));
   const auto rank = r.in(0, kMaxRank, "rank");
   for (int64_t i = 0; i < rank; ++i) v.dims.push_back(r.index(plan.exprs.size(), "dim"));
-  v.storage = static_cast<Storage>(r.in(0, 5, "storage"));
+  v.storage = static_cast<Storage>(r.in(0, 6, "storage"));
   v.a = r.word();
   v.b = r.word();
   v.c = r.word();
-  if (v.storage == Storage::kConstant) {
+  if (v.storage == Storage::kExpanded && v.dtype != DType::kF32) fault(r.place, "what is expanded is f32");
+  if (v.storage == Storage::kConstant || v.storage == Storage::kExpanded) {
     const auto size = static_cast<int64_t>(weights_size);
     if (v.a < 0 || v.b < 0 || v.a > size || v.b > size - v.a) fault(r.place, "it lies outside weights.bin");
     if (v.a % static_cast<int64_t>(size_of(v.dtype)) != 0) fault(r.place, "its offset is not aligned");

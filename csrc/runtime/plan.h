@@ -23,7 +23,7 @@ struct Symbol {
   static constexpr int32_t kParameter = -1, kLength = -2;
 };
 
-enum class Storage : int32_t { kInput, kConstant, kTemp, kOutput, kAlias, kState };
+enum class Storage : int32_t { kInput, kConstant, kTemp, kOutput, kAlias, kState, kExpanded };
 
 // Kept from run to run in place of an input and an output.
 struct State {

@@ -42,6 +42,7 @@ class Storage(IntEnum):
     OUTPUT = 3
     ALIAS = 4
     STATE = 5
+    EXPANDED = 6
 
 
 class Source(IntEnum):

@@ -41,12 +41,16 @@ class Data:
         rows: Callable[[int, int], Parts] | None = None,
         packed: Packed | None = None,
         pieces: Callable[[], Iterator[np.ndarray]] | None = None,
+        channels: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None,
+        expands: int | None = None,
     ):
         """load: everything. part: a box of a plain constant's value; rows: what load gives, of some rows; both for
         those that can have them without reading the rest. packed: where the bytes of a packed format are stored
-        already. pieces: the bytes of a packed constant, one piece after another."""
+        already. pieces: the bytes of a packed constant, one piece after another. channels: int8 of the value's shape and f32
+        of its first axis, whose product the value is. expands: bytes of pieces() where the runtime makes the value of them
+        when it loads (csrc/runtime/expanded.h)."""
         self.type, self.key, self._load, self._part, self._rows = type, key, load, part, rows
-        self.packed, self._pieces = packed, pieces
+        self.packed, self._pieces, self.channels, self.expands = packed, pieces, channels, expands
 
     def parts(self) -> Parts:
         """What is stored: {"value": array}, or "q" [N, K] int8 or uint8, "scale" f16 [N, groups], and "zero"

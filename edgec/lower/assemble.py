@@ -195,11 +195,14 @@ class Assembler:
 
     def _constant(self, data: Data, type: TensorType) -> int:
         nbytes = int(np.prod(type.shape, dtype=np.int64)) * dtype_size(type.dtype)
+        storage = Storage.CONSTANT
+        if data.expands is not None:
+            storage, nbytes = Storage.EXPANDED, data.expands
         if data.key not in self.blob_at:
             self.blob_at[data.key] = self.offset
             self.out.blobs.append(Blob(self.offset, nbytes, data.pieces))
             self.offset += -(-nbytes // ALIGN) * ALIGN
-        return self._value(type, Storage.CONSTANT, self.blob_at[data.key], nbytes)
+        return self._value(type, storage, self.blob_at[data.key], nbytes)
 
     def _state(self, node: Node, index: int, axis: int) -> int:
         """A state as a value, always [batch, heads, tokens, dim]."""

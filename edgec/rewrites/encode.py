@@ -122,6 +122,35 @@ def encoded(
     return new, 10 * math.log10(max(signal, 1e-300) / noise)
 
 
+def in_channels(data: Data) -> tuple[Data, float]:
+    """Weights [M, ...] f32 as int8 with a scale for each of the first axis, and their signal-to-noise ratio in dB (NaN:
+    numbers that are not finite). The scale is the one of least squared error among some below the largest value's."""
+
+    @cache
+    def channels() -> tuple[np.ndarray, np.ndarray]:
+        w = np.asarray(data.array(), np.float32).reshape(data.shape[0], -1)
+        largest = np.abs(w).max(1)
+        scale, q, least = np.ones_like(largest), np.zeros(w.shape, np.int8), np.full(len(w), np.inf)
+        for share in np.linspace(1, 0.8, 9):
+            tried = np.maximum(largest * np.float32(share / 127), np.float32(1e-30))
+            rounded = np.clip(np.rint(w / tried[:, None]), -127, 127)
+            error = np.square(rounded * tried[:, None] - w).sum(1)
+            better = error < least
+            least, scale[better], q[better] = np.where(better, error, least), tried[better], rounded[better]
+        return q.reshape(data.shape), scale
+
+    def value() -> Parts:
+        q, scale = channels()
+        return {"value": q * scale.reshape(-1, *[1] * (q.ndim - 1))}
+
+    w = np.asarray(data.array(), np.float64)
+    if not np.isfinite(w).all():
+        return data, math.nan
+    new = Data(data.type, ("channels", data.key), value, channels=channels)
+    noise, signal = float(np.square(new.array() - w).sum()), float(np.square(w).sum())
+    return new, 10 * math.log10(max(signal, 1e-300) / noise) if noise else math.inf
+
+
 def packed_data(type: TensorType, key, packed: Packed) -> Data:
     """A handle of a quantized weight [N, K] that is stored in a packed format."""
     n, k = (d for d in type.shape if isinstance(d, int))

@@ -1,7 +1,8 @@
 """Weights become groups of small integers: a rewrite, with a policy whose every decision is reported.
 
 A `linear` with a constant weight gets a grouped int4 or int8 weight and int8 activations; a gather along axis 0 of a
-large table gets an int8 table. What is tiny stays float, what int4 would hurt gets int8; each with its reason.
+large table gets an int8 table; a convolution that is no product gets int8 weights, a scale for each output channel, and
+computes in fp32. What is tiny stays float, what int4 would hurt gets int8; each with its reason.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from edgec.errors import EdgecError
 from edgec.ir.data import BLOCK
 from edgec.ir.node import Data, Graph, Node, constant
 from edgec.ir.types import Quantized
-from edgec.rewrites.encode import encoded, nbytes, sample
+from edgec.rewrites.encode import encoded, in_channels, nbytes, sample
 from edgec.rewrites.engine import Match, Phase, Rule, rule, run
 from edgec.rewrites.examples import f32, i64, weights
 from edgec.rewrites.movement import TABLE, reshaped
@@ -94,7 +95,9 @@ class Choice:
     """
 
     name: str
-    role: str  # "linear", "embedding", or "tied": both, stored once
+    role: (
+        str  # "linear", "embedding", "tied": both, stored once, or "conv": 8 bits with a scale for each output channel
+    )
     shape: tuple[int, ...]
     bits: int
     group: int
@@ -376,7 +379,47 @@ class Quantizer:
             y = b.linear(x, w, m.bias, residual, act=node["act"])
             return reshaped(b.transpose(y, perm=first), node.shape)
 
+        @rule(
+            p.conv(
+                var("x"), const("w", lambda w: w.dtype == "f32"), optional("bias"), optional("residual"), name="node"
+            ),
+            promise="lossy",
+            examples=[lambda: _conv(16, 256), lambda: _conv(16, 32, kernel=(3, 3), residual=True)],
+            misses=[lambda: _conv(16, 16)],
+            into=made,
+        )
+        def quantize_conv(m: Match):
+            if not self.options.conv:
+                return "it stays a convolution of floats"
+            new = self.encode_conv(m.w["data"])
+            return new if isinstance(new, str) else b.conv(m.x, constant(new), m.bias, m.residual, **m.node.attrs)
+
         return made
+
+    def encode_conv(self, data: Data) -> Data | str:
+        """A convolution's weights [M, ...] in 8 bits with a scale for each output channel; or why they stay."""
+        if data.channels is not None:
+            return "it is in 8 bits"
+        key = (data.key, "conv")
+        if key not in self._encoded:
+            self._encoded[key], self.choices[key] = self._decide_conv(data)
+        return self._encoded[key] or self.choices[key].reason
+
+    def _decide_conv(self, data: Data) -> tuple[Data | None, Choice]:
+        shape = data.shape
+        count, k = math.prod(shape), math.prod(shape[1:])
+        reason = "fp32 is asked for" if self.options.weights == "fp32" else "too small to gain"
+        found, snr = None, math.inf
+        if self.options.weights != "fp32" and count >= TINY and k >= NARROW:
+            found, snr = in_channels(data)
+            if math.isnan(snr):
+                found, snr, reason = None, math.inf, NOT_FINITE
+            elif snr < LOW_SNR_8_DB:
+                found, snr, reason = None, math.inf, f"int8 would leave {snr:.1f} dB"
+        if found is None:
+            return None, Choice("conv", "conv", shape, 32, 0, False, snr, 4 * count, reason)
+        why = "convolutions of so few channels are kept in 8 bits" if self.options.weights == "int4" else ""
+        return found, Choice("conv", "conv", shape, 8, k, False, snr, count + 4 * shape[0], why)
 
     def rename(self, names: Mapping[object, str]) -> None:
         """Names by key of what the weights became: those of the graph that came out."""
@@ -424,7 +467,7 @@ def products(graph: Graph, options: Options) -> Graph:
 def readers(graph: Graph) -> dict[object, str]:
     """Key of a weight -> the source nodes that read it: products before tables."""
     found: dict[object, str] = {}
-    for op, position in (("linear", 1), ("gather", 0)):
+    for op, position in (("linear", 1), ("gather", 0), ("conv", 1)):
         for node in graph.nodes():
             w = node.inputs[position] if node.op == op else None
             if w is not None and w.op == "constant":

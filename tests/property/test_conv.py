@@ -249,3 +249,37 @@ def test_conv_transpose(c, seed):
         bias = make("input", name="b", type=TensorType(c["dtype"], size))
         feeds[bias] = values(rng, size, c["dtype"])
     check("conv_transpose", make("conv_transpose", x, w, bias, **c["attrs"]), feeds, dims, c["cuts"])
+
+
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
+@given(convolutions(), st.integers(0, 2**32))
+def test_weights_in_8_bits_are_what_an_artifact_computes_with(c, seed):
+    """Stored as int8, expanded when it is loaded: the evaluator's numbers."""
+    import tempfile
+    from pathlib import Path
+
+    import edgec
+    from edgec.artifact.plan import Plan, Storage
+    from edgec.ir.data import Data
+    from edgec.ir.evaluate import run
+    from edgec.ir.node import Graph
+    from edgec.rewrites.encode import in_channels
+
+    rng = np.random.default_rng(seed)
+    node, feeds, dims = conv_of(c | {"dtype": "f32", "constant": True}, rng)
+    x, _, *rest = node.inputs
+    data = in_channels(Data.of(values(rng, c["w"], "f32")))[0]
+    node = make("conv", x, constant(data), *rest, **node.attrs)
+    inputs = tuple(n for n in node.inputs if n is not None and n.op == "input")
+    graph = Graph(inputs, (("y", node),), {name: (0, None) for name in dims})
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "a.edgec"
+        edgec.build(graph, weights="fp32", out=out)
+        session = edgec.load(out)
+        got = session(**{n["name"]: feeds[n] for n in inputs})["y"]
+        stored = [
+            v for v in Plan.decode(bytes(session.artifact.members["plan.bin"])).values if v.storage == Storage.EXPANDED
+        ]
+    want = run(graph, {n["name"]: feeds[n] for n in inputs})["y"]
+    assert len(stored) == 1 or not want.size
+    np.testing.assert_allclose(got, want, rtol=0, atol=2e-5 * max(1.0, float(np.abs(want).max(initial=0))))

@@ -13,7 +13,7 @@ from edgec.ir.data import Data
 from edgec.ir.evaluate import run as evaluate
 from edgec.ir.verify import verify
 from edgec.rewrites import PHASES, run
-from edgec.rewrites.encode import encoded, nbytes, quantize_reference
+from edgec.rewrites.encode import encoded, in_channels, nbytes, quantize_reference
 from edgec.rewrites.examples import f32, graph_of, i64, weights
 from edgec.rewrites.quantize import Options, quantize
 from edgec.testing.feeds import random_feeds
@@ -247,3 +247,59 @@ def test_the_table_has_less_error_in_fewer_bits():
     chosen = {scheme: quantize(graph, scheme=scheme)[1][0] for scheme in ("symmetric", "table")}
     assert chosen["table"]["snr_db"] > chosen["symmetric"]["snr_db"] + 0.3
     assert chosen["table"]["bytes"] < 0.96 * chosen["symmetric"]["bytes"]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(1, 9),
+    st.integers(1, 40),
+    st.sampled_from(["normal", "zero", "outlier", "denormal", "large"]),
+    st.integers(0, 9),
+)
+def test_channels_in_8_bits_are_no_worse_than_rounding(m, k, kind, seed):
+    w = np.random.default_rng(seed).standard_normal((m, k, 1)).astype(np.float32)
+    if kind == "zero":
+        w[0] = 0
+    w *= np.float32({"denormal": 1e-41, "large": 1e30}.get(kind, 1))
+    if kind == "outlier":
+        w[-1, -1] = 300
+    new, snr = in_channels(Data.of(w))
+    q, scale = new.channels()
+    assert q.dtype == np.int8 and q.shape == w.shape and scale.dtype == np.float32 and scale.shape == (m,)
+    np.testing.assert_array_equal(new.array(), q * scale[:, None, None])
+    step = np.abs(w).max((1, 2)).astype(np.float64) / 127
+    safe = np.where(step > 1e-30, step, 1)[:, None, None]
+    rounded = np.square(np.rint(w / safe) * safe - w).sum()
+    if kind != "denormal":
+        assert np.square(new.array().astype(np.float64) - w).sum() <= rounded * 1.001 + 1e-30
+        assert snr > 20
+
+
+@pytest.mark.parametrize("bits", ["int4", "int8"])
+def test_convolutions_that_are_no_products_have_weights_in_8_bits(bits):
+    x = f32("x", "n", 16, 9, 9)
+    wide = make("conv", x, weights(40, 16, 3, 3), weights(40), None, strides=(1, 1), pads=(1,) * 4, dilations=(1, 1),
+                group=1, act="relu")  # fmt: skip
+    small = make("conv", wide, weights(4, 40, 3, 3), None, None, strides=(1, 1), pads=(1,) * 4, dilations=(1, 1), group=1,
+                 act="none")  # fmt: skip
+    graph = graph_of(small)
+    new, report = quantize(graph, weights=bits)
+    rows = {tuple(r["shape"]): r for r in report}
+    assert rows[40, 16, 3, 3]["bits"] == 8 and rows[40, 16, 3, 3]["role"] == "conv"
+    assert rows[40, 16, 3, 3]["bytes"] == 40 * 144 + 4 * 40 and rows[40, 16, 3, 3]["snr_db"] > 40
+    assert rows[4, 40, 3, 3]["bits"] == 32 and rows[4, 40, 3, 3]["reason"] == "too small to gain"
+    feeds = random_feeds(graph, np.random.default_rng(0))
+    got, want = evaluate(new, feeds)["y0"], evaluate(graph, feeds)["y0"]
+    assert 0 < np.abs(got - want).max() < 0.02 * np.abs(want).max()
+    again, _ = quantize(new, weights=bits)
+    assert np.array_equal(evaluate(again, feeds)["y0"], got)
+
+
+def test_weights_of_convolutions_that_are_not_finite_stay():
+    w = np.array(weights(40, 16, 3, 3)["data"].array())
+    w[0, 0, 0, 0] = np.nan
+    x = f32("x", "n", 16, 9, 9)
+    node = make(
+        "conv", x, constant(w), None, None, strides=(1, 1), pads=(0,) * 4, dilations=(1, 1), group=1, act="none"
+    )
+    assert quantize(graph_of(node))[1][0]["reason"] == "it holds numbers that are not finite"

@@ -365,6 +365,61 @@ def test_sizes_that_do_not_fit_are_refused(code, change, words):
         session.run({"x": np.zeros((5, 4), np.float32)})
 
 
+def expanded_plan(shape, offset: int, nbytes: int) -> Plan:
+    m = PlanMaker()
+    y = m.output("y", "f32", shape)
+    w = m.plan.value(Value("f32", tuple(map(m.dim, shape)), Storage.EXPANDED, offset, nbytes))
+    m.kernel("copy", Arg.of(w), Arg.of(y))
+    return m.plan
+
+
+def in_eight_bits(rng, blocks: int, inner: int, lanes: int):
+    """(what weights.bin holds, the floats that it stands for)."""
+    scale = rng.standard_normal((blocks, lanes)).astype(np.float32)
+    q = rng.integers(-128, 128, (blocks, inner, lanes), np.int8)
+    head = np.array([blocks, inner, lanes], np.int64)
+    return np.concatenate([a.reshape(-1).view(np.uint8) for a in (head, scale, q)]), scale[:, None] * q
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 5), st.integers(1, 40), st.integers(1, 17), st.integers(0, 99))
+def test_constants_in_8_bits_are_expanded_at_load(blocks, inner, lanes, seed):
+    stored, want = in_eight_bits(np.random.default_rng(seed), blocks, inner, lanes)
+    held = np.concatenate([np.zeros(64, np.uint8), stored])
+    session = _core.Session(expanded_plan(want.shape, 64, len(stored)).encode(), b"", held, 1)
+    np.testing.assert_array_equal(session.call({})["y"], want)
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [(0, 0), (0, -1), (0, 4), (1, 2**62), (2, 2**40), (2, 2**63 - 1), (1, 6), (0, 2**32)],
+)
+def test_malformed_constants_in_8_bits_are_refused(word, value):
+    stored, want = in_eight_bits(np.random.default_rng(0), 3, 5, 7)
+    stored[:24].view(np.int64)[word] = value
+    with pytest.raises(EdgecError, match=r"EC1507.*constant"):
+        _core.Session(expanded_plan(want.shape, 0, len(stored)).encode(), b"", stored, 1)
+
+
+def test_constants_in_8_bits_that_do_not_fit_are_refused():
+    stored, want = in_eight_bits(np.random.default_rng(0), 3, 5, 7)
+    for size in (0, 23, 24, len(stored) - 1):
+        with pytest.raises(EdgecError, match="EC1507"):
+            _core.Session(expanded_plan(want.shape, 0, size).encode(), b"", stored, 1)
+    session = _core.Session(expanded_plan((3, 5, 8), 0, len(stored)).encode(), b"", stored, 1)
+    with pytest.raises(EdgecError, match="constant is too short"):
+        session.call({})
+    plan = expanded_plan(want.shape, 0, len(stored))
+    plan.values[-1].dtype = "f64"
+    with pytest.raises(EdgecError, match="what is expanded is f32"):
+        _core.Session(plan.encode(), b"", stored, 1)
+    good = expanded_plan(want.shape, 0, len(stored)).encode()
+    for at in range(8, len(good), 8):
+        for word in (-1, 0, 1, 5, 2**31, 2**62, -(2**63)):
+            with contextlib.suppress(EdgecError):
+                _core.Session(good[:at] + struct.pack("<q", word) + good[at + 8 :], b"", stored, 1).run({})
+
+
 def test_truncations_and_word_changes_never_crash(code):
     good = scale_add_plan().encode()
     x = np.zeros((3, 4), np.float32)

@@ -7,7 +7,7 @@ and taps; an epilogue adds bias, activation and residual and stores rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,13 +58,26 @@ class Packing:
         return (self.group, -(-(w[0] // self.group) // self.rows), w[1], math.prod(w[2:]), self.rows)
 
     def packed(self, data: Data) -> Data:
-        """A handle; the weights are read when it is."""
-        type = TensorType(self.dtype, self.shape(data.type.shape))
-        return Data(type, (data.key, self), lambda: {"value": self.pack(data.array())})
+        """A handle; the weights are read when it is. Those in 8 bits stay so until the artifact is loaded."""
+        type, key = TensorType(self.dtype, self.shape(data.type.shape)), (data.key, self)
+        if data.channels is None or self.dtype != "f32":
+            return Data(type, key, lambda: {"value": self.pack(data.array(), numpy_dtype(self.dtype))})
+        group, blocks, *inner, rows = type.shape
+        head = np.array([group * blocks, math.prod(inner), rows], np.int64)
+        find = data.channels
 
-    def pack(self, w: np.ndarray) -> np.ndarray:
+        def pieces() -> Iterator[np.ndarray]:
+            q, scale = find()
+            ones = scale.reshape(-1, *[1] * (len(data.shape) - 1))
+            for part in (head, self.pack(ones, np.float32), self.pack(q, np.int8)):
+                yield part.reshape(-1).view(np.uint8)
+
+        stored = head.nbytes + 4 * group * blocks * rows + math.prod(type.shape)
+        return Data(type, key, lambda: {"value": self.pack(data.array(), np.float32)}, pieces=pieces, expands=stored)
+
+    def pack(self, w: np.ndarray, dtype) -> np.ndarray:
         group, blocks, channels, taps, rows = self.shape(w.shape)
-        out = np.zeros((group, blocks * rows, channels, taps), numpy_dtype(self.dtype))
+        out = np.zeros((group, blocks * rows, channels, taps), dtype)
         out[:, : w.shape[0] // group] = w.reshape(group, -1, channels, taps)
         return np.ascontiguousarray(out.reshape(group, blocks, rows, channels, taps).transpose(0, 1, 3, 4, 2))
 

@@ -33,7 +33,8 @@ static __attribute__((noinline)) void store_rows(const LinearJob& job, int64_t r
 
 // Columns 0..7 of a panel are gates, 8..15 what they multiply; y has half the columns.
 template <Activation kGate>
-static void store_gated(const LinearJob& job, int64_t row, int64_t mr, int64_t panel, const float* sums) {
+static __attribute__((noinline)) void store_gated(const LinearJob& job, int64_t row, int64_t mr, int64_t panel,
+                                                  const float* sums) {
   const LinearArgs& a = job.args;
   const int64_t out = panel * 8, n = a.n / 2 - out, left = a.n - panel * kPanel;
   f32x8 bias[2] = {splat(0.0f), splat(0.0f)};

@@ -15,19 +15,11 @@
 
 #include "kernels/accelerate.h"
 #include "kernels/cpu_features.h"
-#include "runtime/thread_pool.h"
-
-namespace py = pybind11;
-namespace ek = edgec::kernels;
+#include "python/arrays.h"
 
 namespace {
 
-using Floats = py::array_t<float, py::array::forcecast>;
 using Bytes = py::array_t<uint8_t, py::array::c_style>;
-
-void require(bool ok, const std::string& reason) {
-  if (!ok) throw py::value_error(reason);
-}
 
 const ek::Format& format_of(const std::string& name) {
   const ek::Format* format = ek::find_format(name);
@@ -38,39 +30,6 @@ const ek::Format& format_of(const std::string& name) {
 int64_t groups_of(const ek::Format& format, int64_t k) {
   const int64_t group = format.group ? format.group : std::max<int64_t>(k, 1);
   return (k + group - 1) / group;
-}
-
-// Lends the process's pool of that many threads, kept for the next call.
-struct Lent {
-  explicit Lent(int threads) {
-    require(threads >= 1 && threads <= 256, "threads must be 1 to 256");
-    static auto* kept = new std::map<int, std::shared_ptr<edgec::ThreadPool>>;
-    pool = (*kept)[threads] = edgec::ThreadPool::get(threads);
-    lend.context = pool.get();
-    lend.workers = pool->threads();
-    lend.run = [](void* context, int64_t n, int64_t grain, void* body_context, ek::ParallelFor::Body body,
-                  const ek::Ahead* ahead) {
-      static_cast<edgec::ThreadPool*>(context)->parallel_for(
-          n, grain, [=](int64_t begin, int64_t end, int worker) { body(body_context, begin, end, worker); }, ahead);
-    };
-  }
-  std::shared_ptr<edgec::ThreadPool> pool;
-  ek::ParallelFor lend;
-};
-
-const ek::IsaOps* ops_of(const std::string& name) {
-  const ek::IsaOps* ops = ek::select_ops(name);
-  require(ops != nullptr, "no kernel '" + name + "' on this CPU");
-  return ops;
-}
-
-// Row stride of a [rows, columns] float array whose columns are contiguous.
-int64_t row_stride(const Floats& array, int64_t columns, const char* name) {
-  require(array.ndim() == 2, std::string(name) + " must have two axes");
-  require(array.size() == 0 || columns <= 1 || array.strides(1) == sizeof(float),
-          std::string(name) + "'s columns must be contiguous");
-  require(array.strides(0) % static_cast<int64_t>(sizeof(float)) == 0, std::string(name) + " is misaligned");
-  return array.strides(0) / static_cast<int64_t>(sizeof(float));
 }
 
 py::tuple quantize(const py::array_t<float, py::array::c_style | py::array::forcecast>& w, int bits, int group,
@@ -398,97 +357,6 @@ void matmul(const Floats& a, const Floats& b, Floats& out, float alpha, bool add
   ek::matmul_f32(args, pool.lend, scratch.get(), ops);
 }
 
-ek::RoundGrid grid_of(int bits, bool table, bool zero) {
-  require(bits == 4 || bits == 6 || bits == 8, "bits must be 4, 6 or 8");
-  require(!(table && zero) && (!table || bits == 4) && (!zero || bits == 4), "no grid has these bits");
-  return {bits, table, zero};
-}
-
-using Rows = py::array_t<float, py::array::c_style>;
-void require_shape(const py::array& array, std::initializer_list<int64_t> shape, const char* name) {
-  bool same = array.ndim() == static_cast<int64_t>(shape.size());
-  for (size_t i = 0; same && i < shape.size(); ++i) {
-    same = array.shape(static_cast<py::ssize_t>(i)) == shape.begin()[i];
-  }
-  require(same, std::string(name) + " has another shape");
-}
-
-// (q, errors) of `rows` columns of a weight, see GptqArgs.
-py::tuple gptq(const Floats& rest, const Floats& upper, const py::array_t<int64_t, py::array::c_style>& groups,
-               const Rows& scale, const py::object& zero, int bits, bool table, int threads,
-               const std::string& kernel) {
-  require(rest.ndim() == 2 && scale.ndim() == 2, "rest and scale must have two axes");
-  ek::GptqArgs args{grid_of(bits, table, !zero.is_none()),
-                    rest.shape(0),
-                    rest.shape(1),
-                    rest.data(),
-                    0,
-                    upper.data(),
-                    0,
-                    groups.data(),
-                    scale.data(),
-                    nullptr,
-                    nullptr,
-                    nullptr};
-  args.ld = row_stride(rest, args.n, "rest"), args.upper_ld = row_stride(upper, args.rows, "upper");
-  require_shape(upper, {args.rows, args.rows}, "upper");
-  require_shape(groups, {args.rows}, "groups");
-  require_shape(scale, {scale.shape(0), args.n}, "scale");
-  for (int64_t i = 0; i < args.rows; ++i) {
-    require(args.groups[i] >= 0 && args.groups[i] < scale.shape(0), "a group is out of range");
-  }
-  Rows zeros;
-  if (!zero.is_none()) {
-    zeros = py::cast<Rows>(zero);
-    require_shape(zeros, {scale.shape(0), args.n}, "zero");
-    args.zero = zeros.data();
-  }
-  Rows q({args.rows, args.n}), errors({args.rows, args.n});
-  args.q = q.mutable_data(), args.errors = errors.mutable_data();
-  const ek::IsaOps* ops = ops_of(kernel);
-  const Lent pool(threads);
-  {
-    py::gil_scoped_release release;
-    ek::gptq_rows(args, pool.lend, ops);
-  }
-  return py::make_tuple(q, errors);
-}
-
-// One group of a weight, see SweepArgs; q, scale and gain are changed in place.
-Rows sweep(const Floats& h, const Floats& slope, Rows& q, Rows& scale, const py::object& zero, const py::object& unit,
-           py::array_t<double, py::array::c_style>& gain, bool refit, int bits, bool table, int threads,
-           const std::string& kernel) {
-  require(q.ndim() == 2, "q must have two axes");
-  ek::SweepArgs args{};
-  args.grid = grid_of(bits, table, !zero.is_none()), args.refit = refit;
-  args.rows = q.shape(0), args.n = q.shape(1);
-  require_shape(h, {args.rows, args.rows}, "h");
-  require_shape(slope, {args.rows, args.n}, "slope");
-  require_shape(scale, {args.n}, "scale");
-  require_shape(gain, {args.n}, "gain");
-  Rows vectors[2];
-  const float** to[2] = {&args.zero, &args.unit};
-  const py::object* given[2] = {&zero, &unit};
-  for (int i = 0; i < 2; ++i) {
-    if (given[i]->is_none()) continue;
-    vectors[i] = py::cast<Rows>(*given[i]);
-    require_shape(vectors[i], {args.n}, i ? "unit" : "zero");
-    *to[i] = vectors[i].data();
-  }
-  Rows change({args.rows, args.n});
-  args.h = h.data(), args.h_ld = row_stride(h, args.rows, "h");
-  args.slope = slope.data(), args.slope_ld = row_stride(slope, args.n, "slope");
-  args.q = q.mutable_data(), args.scale = scale.mutable_data();
-  args.change = change.mutable_data(), args.gain = gain.mutable_data();
-  const ek::IsaOps* ops = ops_of(kernel);
-  const Lent pool(threads);
-  {
-    py::gil_scoped_release release;
-    ek::sweep_rows(args, pool.lend, ops);
-  }
-  return change;
-}
-
 void attention(const Floats& q, const Floats& k, const Floats& v, const py::object& mask, Floats& out, float scale,
                float softcap, bool causal, int64_t causal_offset, int threads, const std::string& kernel) {
   const ek::IsaOps* ops = ops_of(kernel);
@@ -581,6 +449,8 @@ py::list list_formats() {
 void bind_amx_model(py::module_& m);
 #endif
 
+void bind_rounding(py::module_& m);
+
 void bind_kernels(py::module_& module) {
   py::module_ m = module.def_submodule("kernels", "Kernels and packed formats; edgec.kernels is the front.");
   m.def("quantize", &quantize);
@@ -600,12 +470,6 @@ void bind_kernels(py::module_& module) {
         py::arg("threads"));
   m.def("matmul", &matmul, py::arg("a").noconvert(), py::arg("b").noconvert(), py::arg("out").noconvert(),
         py::arg("alpha"), py::arg("add"), py::arg("threads"), py::arg("kernel"));
-  m.def("gptq", &gptq, py::arg("rest").noconvert(), py::arg("upper").noconvert(), py::arg("groups").noconvert(),
-        py::arg("scale").noconvert(), py::arg("zero"), py::arg("bits"), py::arg("table"), py::arg("threads"),
-        py::arg("kernel"));
-  m.def("sweep", &sweep, py::arg("h").noconvert(), py::arg("slope").noconvert(), py::arg("q").noconvert(),
-        py::arg("scale").noconvert(), py::arg("zero"), py::arg("unit"), py::arg("gain").noconvert(), py::arg("refit"),
-        py::arg("bits"), py::arg("table"), py::arg("threads"), py::arg("kernel"));
   m.def("attention", &attention, py::arg("q").noconvert(), py::arg("k").noconvert(), py::arg("v").noconvert(),
         py::arg("mask"), py::arg("out").noconvert(), py::arg("scale"), py::arg("softcap"), py::arg("causal"),
         py::arg("causal_offset"), py::arg("threads"), py::arg("kernel"));
@@ -618,6 +482,7 @@ void bind_kernels(py::module_& module) {
     ek::apply_activation(activation_of(act), x.data(), x.size(), y.mutable_data(), ops_of(kernel));
     return y;
   });
+  bind_rounding(m);
   m.def("list", &list_kernels);
   m.def("table", [] { return std::vector<int>(std::begin(ek::kTable), std::end(ek::kTable)); });
   m.def("formats", &list_formats);

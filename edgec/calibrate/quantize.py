@@ -102,11 +102,14 @@ class _Solver:
         total = sum(math.prod(r.inputs[1].shape) for s in self.sites for r in s.readers)
         done = 0
         for site in self.sites:
+            size = sum(math.prod(r.inputs[1].shape) for r in site.readers)
             wanted = [r for r in site.readers if self._open(r.inputs[1]["data"])]
             if wanted and not self._found(wanted):
                 self._solve(site, wanted)
-            done += sum(math.prod(r.inputs[1].shape) for r in site.readers)
-            self.tick(done, total)
+                done += size
+            else:  # no part of the work, so that the time left is told by what takes time
+                total -= size
+            self.tick(done, max(total, 1))
         return replace(self.options, solved=self.solved)
 
     def _open(self, data: Data) -> bool:

@@ -157,7 +157,9 @@ def test_an_interrupted_calibration_goes_on_where_it_was(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         solve(graph, made, Options(store=store), tick=stop)
     first, store = len(runs), Store(tmp_path / "cut")
-    again = quantize(graph, solve(graph, made, Options(store=store)))
+    ticks: list[tuple[int, int]] = []
+    again = quantize(graph, solve(graph, made, Options(store=store), tick=lambda *share: ticks.append(share)))
+    assert ticks[4][0] == 0 and ticks[-1][0] == ticks[-1][1] == 2 * 64 * 64  # what was found is no part of the work
     assert store.hits == 5 and len(runs) > first + 4
     assert again[1] == whole[1]
     for a, c in zip(whole[0].nodes(), again[0].nodes(), strict=True):

@@ -7,6 +7,7 @@ import platform
 import sys
 import tomllib
 from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 
 from edgec.errors import EdgecError
@@ -64,7 +65,15 @@ class Target:
 
 
 ACCELERATE = "nk"  # the layout of float weights that Accelerate reads, and NEON
-_CHOICES = {"matrix_unit": ("none", "amx", "sme2"), "link": ("elf", "bionic", "macho")}
+# what a loader finds out of a CPU (csrc/runtime/cpu.cpp), by LLVM's names
+DETECTED = frozenset({"dotprod", "fullfp16", "i8mm", "bf16", "sme", "sme2", "neon", "ssse3", "sse4.2", "popcnt", "avx2", "fma",
+                      "f16c", "bmi2"})  # fmt: skip
+ARCHITECTURES = ("x86_64", "aarch64")
+_CHOICES = {
+    "matrix_unit": ("none", "amx", "sme2"),
+    "link": ("elf", "bionic", "macho"),
+    "vector_bits": (128, 256, 512, 1024, 2048),
+}
 
 
 def folder() -> Path:
@@ -114,7 +123,7 @@ def with_unit(target: Target, unit: str) -> Target:
 def _read(name: str, above: tuple[str, ...]) -> dict:
     path = folder() / f"{name}.toml"
     if "/" in name or not path.is_file():
-        raise EdgecError("EC1402", f"there is no target {name!r}", hint=f"one of: {', '.join(names())}")
+        raise unknown(name, above[-1] + ".toml" if above else None)
     if name in above:
         raise EdgecError("EC1402", f"target {name!r} inherits from itself", where=path.name)
     try:
@@ -122,6 +131,8 @@ def _read(name: str, above: tuple[str, ...]) -> dict:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise EdgecError("EC1402", f"target {name!r}: {e}", where=path.name) from e
     parent = values.pop("inherits", None)
+    if parent is not None and not isinstance(parent, str):
+        raise EdgecError("EC1402", f"target {name!r}: inherits must be of type str", where=path.name)
     merged = _read(parent, (*above, name)) if parent else {}
     known = {f.name: f.type for f in fields(Target) if f.name != "name"}
     for key, value in values.items():
@@ -131,16 +142,33 @@ def _read(name: str, above: tuple[str, ...]) -> dict:
         expected = {"str": str, "int": int, "float": float}.get(str(known[key]), list)
         if not isinstance(value, expected) or isinstance(value, bool):
             raise EdgecError("EC1402", f"target {name!r}: {key} must be of type {expected.__name__}", where=path.name)
+        if isinstance(value, list) and not all(isinstance(v, str) for v in value):
+            raise EdgecError("EC1402", f"target {name!r}: {key} is a list of names", where=path.name)
         if isinstance(value, (int, float)) and not 0 <= value < 2**40:
             raise EdgecError("EC1402", f"target {name!r}: {key} = {value} is no such figure", where=path.name)
         if value not in _CHOICES.get(key, (value,)):
-            raise EdgecError("EC1402", f"target {name!r}: {key} is one of {', '.join(_CHOICES[key])}", where=path.name)
+            raise EdgecError(
+                "EC1402", f"target {name!r}: {key} is one of {', '.join(map(str, _CHOICES[key]))}", where=path.name
+            )
         merged[key] = tuple(value) if isinstance(value, list) else value
     if not above:
         for key in ("triple", "cpu"):
             if key not in merged:
                 raise EdgecError("EC1402", f"target {name!r} needs {key!r}", where=path.name)
+        if strange := set(merged.get("requires", ())) - DETECTED:
+            reason = f"target {name!r} requires what no loader can detect: {', '.join(sorted(strange))}"
+            raise EdgecError("EC1402", reason, path.name, f"Of {', '.join(sorted(DETECTED))}")
+        if (arch := Target(name, merged["triple"], merged["cpu"]).arch) not in ARCHITECTURES:
+            reason = f"target {name!r} is of {arch}, the runtime of {' and '.join(ARCHITECTURES)}"
+            raise EdgecError("EC1402", reason, path.name)
     return merged
+
+
+def unknown(name: str, where: str | None = None) -> EdgecError:
+    """EC1402 for a target that does not exist, with the nearest names."""
+    near = get_close_matches(name, names(), 3)
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"One of: {', '.join(names())}"
+    return EdgecError("EC1402", f"there is no target {name!r}", where, hint)
 
 
 def host() -> Target:

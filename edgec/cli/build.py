@@ -205,15 +205,10 @@ def model_file(model: Path) -> Path:
 
 def _check_target(name: str) -> None:
     """Raises EC1402, with the nearest names, for a target that does not exist."""
-    from difflib import get_close_matches
-
     from edgec import targets
 
-    names = targets.names()
-    if name not in names:
-        near = get_close_matches(name, names, 3)
-        hint = f"Did you mean {' or '.join(near)}?" if near else f"One of: {', '.join(names)}"
-        raise EdgecError("EC1402", f"there is no target {name!r}", "--target", hint)
+    if name not in targets.names():
+        raise targets.unknown(name, "--target")
 
 
 class _Eta:

@@ -11,6 +11,7 @@ import re
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import tvm
@@ -46,6 +47,7 @@ class TvmBackend:
 
     def __init__(self, target: Target):
         self.target = target
+        check_cpu(target)
         self.tvm_target = tvm.target.Target(tvm_target(target))
         self._functions: dict[str, object] = {}
         self._known: dict[str, _Shape] = {}
@@ -110,6 +112,21 @@ class TvmBackend:
             path = Path(folder) / "code.o"
             built.write_to_file(str(path))
             return path.read_bytes()
+
+
+@cache
+def check_cpu(target: Target) -> None:
+    """Raises EdgecError EC1402 for a CPU or features that LLVM does not know: it would warn of them and go on."""
+    from tvm.target import codegen
+
+    where, described = f"target {target.name!r}", tvm_target(target)
+    if not codegen.llvm_is_valid_cpu(target.cpu, described["mtriple"]):
+        reason = f"LLVM knows no CPU {target.cpu!r} of {described['mtriple']}"
+        raise EdgecError("EC1402", reason, where, "Use LLVM's names, such as generic")
+    has = {str(f) for f in codegen.llvm_get_cpu_features(tvm.target.Target(described))}
+    for feature in target.features:
+        if feature[:1] not in ("+", "-") or (feature[0] == "+" and feature[1:] not in has):
+            raise EdgecError("EC1402", f"LLVM knows no feature {feature!r} of {target.cpu}", where, "Such as +dotprod")
 
 
 def tvm_target(target: Target) -> dict:

@@ -37,6 +37,11 @@ def test_host_is_one_of_them():
         ('inherits = "x86-64-v2"\nmatrix_unit = "amx2"', "one of none, amx, sme2"),
         ('inherits = "x86-64-v2"\nlink = "coff"', "one of elf, bionic, macho"),
         ('inherits = "nothing"', "no target 'nothing'"),
+        ("inherits = 3", "inherits must be of type str"),
+        ('inherits = "x86-64-v2"\nfeatures = [1]', "features is a list of names"),
+        ('inherits = "x86-64-v2"\nvector_bits = 100', "vector_bits is one of 128, 256"),
+        ('inherits = "x86-64-v2"\nrequires = ["sse9"]', "no loader can detect: sse9"),
+        ('triple = "riscv64-linux-gnu"\ncpu = "generic-rv64"', "is of riscv64, the runtime of x86_64 and aarch64"),
     ],
 )
 def test_faults_are_named(tmp_path, monkeypatch, text, part):
@@ -56,9 +61,27 @@ def test_unknown_target(name):
 
 
 FILES = [n for n in targets.names() if n != "host"]
-# features by LLVM's names that a loader can ask a CPU for, so an artifact that may use one must name it
-DETECTED = {"dotprod", "fullfp16", "i8mm", "bf16", "sme", "sme2", "neon", "ssse3", "sse4.2", "popcnt", "avx2", "fma",
-            "f16c", "bmi2"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [({"cpu": "cortex-a99"}, "no CPU 'cortex-a99'"), ({"triple": "aarch65-linux-gnu"}, "no CPU"),
+     ({"features": ("+warp",)}, "no feature '\\+warp'"), ({"features": ("dotprod",)}, "no feature 'dotprod'")],
+)  # fmt: skip
+def test_what_llvm_does_not_know_is_an_error(change, part):
+    """LLVM itself would warn and compile for something else."""
+    pytest.importorskip("tvm")
+    from dataclasses import replace
+
+    from edgec.lower.tvm_backend import check_cpu
+
+    with pytest.raises(EdgecError, match=f"EC1402 target 'raspberry-pi-5': LLVM knows {part}"):
+        check_cpu(replace(targets.load("raspberry-pi-5"), **change))
+
+
+def test_a_name_that_is_nearly_right():
+    with pytest.raises(EdgecError, match=r"Did you mean raspberry-pi-5 or raspberry-pi-4\?"):
+        targets.load("rasberry-pi5")
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -73,8 +96,8 @@ def test_features_are_those_of_llvm(name):
     described = tvm.target.Target(tvm_target(target))
     assert codegen.llvm_is_valid_cpu(target.cpu, target.triple)
     has = {str(f) for f in codegen.llvm_get_cpu_features(described)}
-    assert has >= DETECTED & set(target.requires), f"{target.cpu} lacks {set(target.requires) - has}"
-    assert set(target.requires) == has & DETECTED
+    assert has >= targets.DETECTED & set(target.requires), f"{target.cpu} lacks {set(target.requires) - has}"
+    assert set(target.requires) == has & targets.DETECTED
     assert target.vector_bits <= 8 * codegen.llvm_get_vector_width(described)
 
 

@@ -49,6 +49,21 @@ def test_the_artifact_is_smaller_and_says_what_went(samples, tmp_path):
     assert np.linalg.norm(got - want) < 0.5 * np.linalg.norm(want)
 
 
+@pytest.mark.parametrize("act", ["none", "relu"])
+def test_several_products_may_read_what_loses_channels(act, samples, tmp_path):
+    """As heads of a detector do: nothing that comes later reads the value that they share."""
+    x = f32("x", "s", 64)
+    h = b.linear(x, weights(256, 64, scale=1 / 8), act="gelu")
+    graph = graph_of(*(b.linear(h, weights(n, 256, seed=n, scale=1 / 16), weights(n), act=act) for n in (32, 64, 48)))
+    report = edgec.build(graph, weights="fp32", prune="ffn=25%", calib=samples, out=tmp_path / "a.edgec")
+    edgec.build(graph, weights="fp32", out=tmp_path / "b.edgec")
+    assert [(r["before"], r["after"]) for r in report.pruning["removed"]] == [(256, 192)]
+    x = np.random.default_rng(1).standard_normal((32, 64)).astype(np.float32)
+    got, want = (edgec.load(tmp_path / f"{n}.edgec")(x=x) for n in "ab")
+    for name in want:
+        assert np.linalg.norm(got[name] - want[name]) < 0.5 * np.linalg.norm(want[name])
+
+
 def test_without_data_it_goes_by_size_and_says_so(tmp_path):
     report = edgec.build(mlp(), prune="25%", out=tmp_path / "a.edgec")
     assert report.pruning["method"] == "magnitude" and report.pruning["work"] <= 0.75

@@ -241,8 +241,9 @@ class _Refit:
         theirs, ours = Stream(self.source, feeds), Stream(graph, feeds, self._zeroed())
         users = graph.users()
         twin_of = {s.node: self._twin(s) for s, _ in self.sites}
-        theirs.expect([n for s, aim in self.sites for n in (aim, twin_of[s.node].inputs[0])])
-        ours.expect([n for s, _ in self.sites for n in (s.node.inputs[0], s.residual) if n is not None])
+        # the products too: until the last one that reads a value is fitted, the value is kept
+        theirs.expect([n for s, aim in self.sites for n in (aim, twin_of[s.node])])
+        ours.expect([n for s, _ in self.sites for n in (s.node, s.residual) if n is not None])
         fitted: dict[Node, tuple[np.ndarray, np.ndarray | None]] = {}
         changed = len(graph.nodes()) != len(self.source.nodes())
         for number, (s, aim) in enumerate(self.sites):

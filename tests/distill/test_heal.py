@@ -129,7 +129,21 @@ def test_scales_of_uneven_steps_learn_and_stay_multiples_of_their_unit():
 
 @pytest.mark.parametrize(("samples", "epochs"), [(5, 4.0), (64, 4.0), (128, 2.0), (256, 1.0), (512, 1.0)])
 def test_much_text_is_read_once_and_little_often(samples, epochs):
-    assert of_text(Calibration([], [], samples, "")) == Options(epochs=epochs, minutes=10.0)
+    assert of_text(Calibration([], [], samples, "")) == Options(epochs=epochs, minutes=10.0, lr=1e-3, vectors=0.25)
+
+
+def test_norms_and_biases_have_a_rate_of_their_own():
+    source = model()
+    graph, _ = quantize(source)
+    healed, report = heal(source, graph, samples(), Options(epochs=4, batch=16, vectors=0.0))
+    assert report.closed > 0 and report.vectors
+    changed = {"vectors": 0, "scales": 0}
+    for old, new in zip(graph.nodes(), healed.nodes()):
+        if old.op == "constant":
+            kind = "vectors" if old.type.encoding is None else "scales"
+            part = "value" if kind == "vectors" else "scale"
+            changed[kind] += (old["data"].parts()[part] != new["data"].parts()[part]).sum()
+    assert changed["vectors"] == 0 and changed["scales"] > 1000
 
 
 def test_a_graph_that_gets_no_better_comes_back_as_it_was():

@@ -138,6 +138,8 @@ def of_target(target: Target, threads: int | None = None) -> Rates | None:
     memory = target.bandwidth_gbs * READ
     caches = ((target.l2 * cores, CACHES[0]), (target.l3, CACHES[1]))
     stream: list[tuple[float, float]] = [(size * stays, memory * faster) for size, (stays, faster) in caches if size]
+    # a cache that is no larger than a faster one is not what decides
+    stream = [a for a in stream if not any(b != a and b[0] >= a[0] and b[1] >= a[1] for b in stream)]
     return Rates(
         target=target.name,
         source=f"targets/{target.name}.toml",

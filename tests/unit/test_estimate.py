@@ -122,3 +122,11 @@ def test_a_measurement_gives_sane_rates():
     sizes = [size for size, _ in found["stream"]]
     assert sizes == sorted(sizes) and sizes[-1] == rates.EVERY and all(speed > 0 for _, speed in found["stream"])
     assert found["gmacs"]["int4"] < 4000
+
+
+@pytest.mark.parametrize("name", [n for n in targets.names() if n != "host"])
+def test_weights_that_fit_a_faster_cache_are_read_faster(name):
+    """The Raspberry Pi 5's L3 holds as much as its four L2 together: the latter's speed counts."""
+    found = rates.of(targets.load(name))
+    sizes, speeds = zip(*found.stream)
+    assert list(sizes) == sorted(set(sizes)) and list(speeds) == sorted(set(speeds), reverse=True)

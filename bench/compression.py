@@ -164,13 +164,15 @@ def chart(found: dict[str, dict[str, dict]]) -> str:
             f'<circle cx="90" cy="{376 - 18 * at}" r="5" fill="{"#555" if at == 0 else "#fff"}" stroke="#555"/>'
         )
         body.append(f'<text x="101" y="{380 - 18 * at}">{title}</text>')
-    taken: list[tuple[float, float]] = []  # ends of the texts drawn so far
+    # line, begin and end of each text so far; points are in the way too
+    taken = [(place(p[1], 1) + 4, place(p[0], 0) - 6, place(p[0], 0) + 6) for p in points]
     for mb, value, name, at in sorted(points):
         x, y, color = place(mb, 0), place(value, 1), "#06c" if name.startswith("edgec") else "#c50"
-        down = y + 4
-        while any(abs(down - other) < 12 and x < end for other, end in taken):
-            down += 12
-        taken.append((down, x + 14 + 5.6 * len(name)))
+        near = (y + 4 + step for step in (0, -11, 11, -22, 22, -33, 33, 44, 55, 66))
+        last = x + 14 + 5.6 * len(name)
+        free = (d for d in near if not any(abs(d - o) < 11 and x + 8 < end and last > begin for o, begin, end in taken))
+        down = next(free, y + 4)
+        taken.append((down, x + 8, last))
         body.append(f'<circle cx="{x:.0f}" cy="{y:.0f}" r="5" fill="{color if at == 0 else "#fff"}" stroke="{color}"/>')
         body.append(f'<text x="{x + 9:.0f}" y="{down:.0f}" fill="{color}">{name}</text>')
     style = "font:11px sans-serif;background:#fff"

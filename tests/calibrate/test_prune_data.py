@@ -5,7 +5,7 @@ import pytest
 
 from edgec.calibrate.data import Calibration
 from edgec.calibrate.prune import mask_model, parse, prune_model
-from edgec.calibrate.prune.depth import change, outputs_of
+from edgec.calibrate.prune.depth import Outputs, change
 from edgec.calibrate.prune.sites import Site
 from edgec.errors import EdgecError
 from edgec.ir.evaluate import run as evaluate
@@ -16,6 +16,10 @@ from edgec.rewrites.pattern import b
 from edgec.rewrites.prune import branches, drop, layers
 
 WIDTH, HIDDEN = 16, 64
+
+
+def outputs_of(graph, names, feeds):
+    return [[evaluate(graph, feed)[name] for name in names] for feed in feeds]
 
 
 def c(*shape, seed):
@@ -81,6 +85,19 @@ def test_the_layer_that_does_least_is_dropped():
     assert sum(n.op == "attention" for n in found.graph.nodes()) == 2
     assert loss(graph, found.graph) < 1e-3
     assert abs(found.work - 2 / 3) < 1e-6
+
+
+def test_outputs_without_branches_are_those_of_the_graph_that_dropped_them():
+    graph = encoder(layers=3)
+    found = calibration(graph, 3)
+    runs, names = layers(branches(graph)), [n for n, _ in graph.outputs]
+    outputs = Outputs(graph, [b for run in runs for b in run], names, found.feeds)
+    for gone in ([], runs[1], [runs[0][0], runs[1][1]], [*runs[1], *runs[2]]):
+        want = [evaluate(drop(graph, gone), feed) for feed in found.feeds]
+        for got, w in zip(outputs.without(gone), want, strict=True):
+            for name, value in zip(names, got, strict=True):
+                np.testing.assert_allclose(value, w[name], rtol=0, atol=1e-4 * np.abs(w[name]).max())
+    assert len(outputs.calls) == 1
 
 
 def test_attention_alone_goes_where_it_does_least():

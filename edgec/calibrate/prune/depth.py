@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from edgec.calibrate.capture import Stream
 from edgec.calibrate.data import Calibration
 from edgec.errors import EdgecError
-from edgec.ir.node import Graph
+from edgec.ir.node import Graph, Node, make
+from edgec.ir.types import TensorType, numpy_dtype
 from edgec.rewrites import decoder
 from edgec.rewrites.prune import Branch, drop
 
+GATE = "~gate"  # inputs that no model has
 EXTRA = 4  # candidates beyond those asked for, by how little the stream turns in them
 FEEDS, TOKENS = 8, 1024  # runs that outputs are compared on, and tokens in them
 
@@ -38,18 +41,20 @@ def choose_layers(
     near = sorted(range(len(runs)), key=turned.__getitem__)[: count + EXTRA]
     feeds, valid = _some(calibration)
     names = [name for name, _ in graph.outputs if name not in caches.values()]
-    want = outputs_of(graph, names, feeds)
+    outputs = Outputs(graph, [*gone, *(b for i in near for b in runs[i])], names, feeds)
+    want = outputs.without([])
     text = not isinstance(decoder.roles(graph), str)
 
     def without(chosen: Sequence[int]) -> float | None:
         """How far the outputs are off; None where these layers cannot go."""
+        branches = [*gone, *(b for j in sorted(chosen) for b in runs[j])]
         try:
-            smaller = drop(graph, [*gone, *(b for j in sorted(chosen) for b in runs[j])], caches)
+            drop(graph, branches, caches)
         except EdgecError as error:
             if error.code != "EC1305":
                 raise
             return None
-        return change(want, outputs_of(smaller, names, feeds), valid, text)
+        return change(want, outputs.without(branches), valid, text)
 
     alone = {i: without([i]) for i in near}
     more = {i: c for i, c in alone.items() if c is not None}  # how much more is lost without it, when last measured
@@ -101,12 +106,44 @@ def _turned(graph: Graph, runs: Sequence[list[Branch]], calibration: Calibration
     return found
 
 
-def outputs_of(graph: Graph, names: Sequence[str], feeds: Sequence[Mapping[str, np.ndarray]]) -> list[list[np.ndarray]]:
-    """The named outputs for each feed."""
-    nodes = [dict(graph.outputs)[name] for name in names]
-    stream = Stream(graph, feeds)
-    stream.expect(nodes)
-    return [[values[n] for n in nodes] for _, values in stream.run(nodes)]
+class Outputs:
+    """The named outputs for each feed without some of the branches, compiled once for each shape of feeds: a branch's target
+    becomes source + gate * (target - source), and gates are inputs."""
+
+    def __init__(
+        self, graph: Graph, branches: Sequence[Branch], names: Sequence[str], feeds: Sequence[Mapping[str, np.ndarray]]
+    ):
+        self.feeds, self.calls = feeds, {}
+        kinds = {b: TensorType(b.target.dtype, ()) for b in branches}
+        self.gates = {b: make("input", name=f"{GATE}{i}", type=kind) for i, (b, kind) in enumerate(kinds.items())}
+        ends = {b.target: b for b in branches}
+        new: dict[Node, Node] = {}
+        for node in graph.nodes():
+            if node.op in ("input", "constant"):
+                new[node] = node
+                continue
+            new[node] = make(node.op, *(None if i is None else new[i] for i in node.inputs), **node.attrs)
+            if node in ends:
+                source = new[ends[node].source]
+                added = make("mul", self.gates[ends[node]], make("sub", new[node], source))
+                new[node] = make("add", source, added)
+        ends_of = dict(graph.outputs)
+        self.nodes = [new[ends_of[name]] for name in names]
+        outputs = tuple((name, new[n]) for name, n in graph.outputs)
+        self.graph = replace(graph, inputs=(*graph.inputs, *self.gates.values()), outputs=outputs)
+
+    def without(self, gone: Sequence[Branch]) -> list[list[np.ndarray]]:
+        dropped = set(gone)
+        open_ = {g["name"]: np.asarray(b not in dropped, numpy_dtype(g.dtype)) for b, g in self.gates.items()}
+        return [self._call(feed | open_)(feed | open_) for feed in map(dict, self.feeds)]
+
+    def _call(self, feed: dict[str, np.ndarray]):
+        shapes = tuple((name, a.shape) for name, a in feed.items())
+        if shapes not in self.calls:
+            stream = Stream(self.graph, [feed])
+            stream.expect(self.nodes)
+            self.calls[shapes] = stream.call(self.nodes)
+        return self.calls[shapes]
 
 
 def change(

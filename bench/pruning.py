@@ -193,7 +193,7 @@ def smollm2(args, folder: Path) -> dict:
     return result
 
 
-SPECS = {"minilm": ["ffn=52%,heads=25%"], "smollm2": ["layers=2,attention=10"]}
+SPECS = {"minilm": ["ffn=50%,heads=33%"], "smollm2": ["layers=3,attention=10"]}
 
 
 def main() -> None:

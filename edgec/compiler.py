@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -280,7 +280,7 @@ class Build:
     def heal(self) -> Graph:
         """Norms, biases and scales learn from the source what quantization (and a mask) cost."""
         from edgec.calibrate import data
-        from edgec.distill.heal import WINDOWS, Options, heal, of_text
+        from edgec.distill.heal import AFTER, WINDOWS, Options, heal, of_text
 
         assert self.graph is not None and self.source_graph is not None and self.distill is not None
         if self.report.healing is not None and self.options.weights == "fp32":
@@ -290,6 +290,8 @@ class Build:
         found = data.load(self.distill, self.source_graph, self.files, limit=None if self.lm is None else WINDOWS)
         seen = lambda t: self._share(t.seconds, t.seconds + t.left)  # noqa: E731
         options = Options() if self.lm is None else of_text(found)
+        if self.report.healing is not None:  # the pruned model has learned for long enough already
+            options = replace(options, minutes=AFTER)
         self.graph, report = heal(self.source_graph, self.graph, found, options, seen)
         self.report.healing = (self.report.healing or {}) | report.to_dict()
         self.source_graph = None

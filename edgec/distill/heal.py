@@ -48,7 +48,8 @@ class Options:
     vectors: float = 1.0
 
 
-RELEARN = Options(epochs=2.0, weights=True)  # what a pruned graph is given
+RELEARN = Options(epochs=2.0, lr=3e-3, weights=True)  # what a pruned graph is given
+AFTER = 8.0  # minutes that its rounded weights get then
 WINDOWS = 512  # of text, of a language model
 HELD = 4  # batches to measure on, at most
 

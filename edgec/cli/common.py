@@ -134,7 +134,7 @@ def read_array(text: str, where: str):
         try:
             return np.load(existing(Path(text), where), allow_pickle=False)
         except (ValueError, EOFError) as error:
-            raise EdgecError("EC1003", f"{text} is not a whole .npy file: {error}", where) from None
+            raise EdgecError("EC1003", f"{text} is not a whole .npy file: {_plainly(error)}", where) from None
     try:
         array = np.array(json.loads(text))
     except ValueError:
@@ -156,7 +156,12 @@ def read_arrays(path: Path, where: str) -> dict:
                 raise EdgecError("EC1003", f"{path} is not an .npz file", where)
             return {name: archive[name] for name in archive.files}
     except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise EdgecError("EC1003", f"{path} is not a whole .npz file: {error}", where) from None
+        raise EdgecError("EC1003", f"{path} is not a whole .npz file: {_plainly(error)}", where) from None
+
+
+def _plainly(error: Exception) -> str:
+    """numpy takes what it does not know for a pickle, and advises to load it."""
+    return "it holds no plain arrays" if "pickle" in str(error) else str(error)
 
 
 def existing(path: Path, where: str | None = None) -> Path:

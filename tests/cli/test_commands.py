@@ -222,3 +222,17 @@ def test_a_closed_pipe_is_no_traceback(artifact):
 def test_json_is_all_that_stdout_has(edgec, artifact):
     for command in (("targets",), ("kernels",), ("doctor",), ("inspect", artifact), ("run", artifact, "--random")):
         json.loads(edgec(*command, "--json").out)
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz"])
+@pytest.mark.parametrize("content", ["rubbish", "objects"])
+def test_files_that_hold_no_arrays(edgec, mlp_artifact, tmp_path, name, content):
+    """numpy's own message advises to load them as pickles."""
+    path = tmp_path / name
+    if content == "rubbish":
+        path.write_bytes(b"rubbish")
+    else:
+        array = np.array([{}] * 64, object)
+        np.savez(path, x=array) if name == "x.npz" else np.save(path, array, allow_pickle=True)
+    done = edgec("run", mlp_artifact, f"x={path}" if name == "x.npy" else path)
+    assert done.status == 2 and "EC1003" in done.err and "it holds no plain arrays" in done.err

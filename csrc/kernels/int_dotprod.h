@@ -224,7 +224,7 @@ static void dot_direct(const uint8_t* a, const uint8_t* data, int64_t blocks, in
       EDGEC_PANEL_##family(0, EDGEC_HEADER_##family##_##where(0), 0, 1, 2, 3)                                           \
       EDGEC_PANEL_##family(1, EDGEC_HEADER_##family##_##where(1), 4, 5, 6, 7)                                           \
       EDGEC_PANEL_##family(2, EDGEC_HEADER_##family##_##where(2), 8, 9, 10, 11)                                         \
-      EDGEC_PANEL_##family(3, EDGEC_HEADER_##family##_##where(3), 12, 13, 14, 15)                                       \
+      EDGEC_PANEL_##family(3, EDGEC_HEADER_##family##_##where(3), 12, 13, 14, 31)                                       \
       "subs %[n], %[n], #1\n\tb.ne 1b\n\t"                                                                            \
       : [a] "+r"(a), [n] "+r"(n), [d0] "+r"(d0), [d1] "+r"(d1), [d2] "+r"(d2), [d3] "+r"(d3), "+w"(t0), "+w"(t1),      \
         "+w"(t2), "+w"(t3), "+w"(t4), "+w"(t5), "+w"(t6), "+w"(t7), "+w"(t8), "+w"(t9), "+w"(t10), "+w"(t11),          \

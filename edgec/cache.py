@@ -18,7 +18,7 @@ import numpy as np
 from edgec import _core
 from edgec.errors import EdgecError
 
-MAGIC = b"EDGCWGT1"
+MAGIC = b"EDGCWGT2"  # another where a packed format changes, or what is encoded into it
 SUFFIX, PART = ".weight", ".part"
 WORTH = 1 << 18  # bytes from which an encoded weight is kept on disk: a smaller one is made again sooner than found
 LIMIT = 16 << 30  # bytes that the folder may hold

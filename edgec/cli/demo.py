@@ -49,7 +49,8 @@ def compiled(quiet: bool) -> Path:
         digest = hashlib.sha256(MODEL.read_bytes())
     except OSError as error:
         raise EdgecError("EC1003", error.strerror or str(error), str(MODEL), "Install edgec again") from None
-    digest.update(repr((targets.host(), os.stat(str(_core.__file__)).st_size)).encode())
+    core = os.stat(str(_core.__file__))
+    digest.update(repr((targets.host(), core.st_size, core.st_mtime_ns)).encode())
     folder = Path(os.environ.get("EDGEC_CACHE_DIR") or Path.home() / ".cache/edgec") / "demo"
     path = folder / f"sentiment-{digest.hexdigest()[:16]}.edgec"
     if not path.exists():

@@ -30,7 +30,7 @@ CORRECTION = 1.0  # how much of the earlier layers' error a layer makes up for
 DAMP = 0.05  # of each column's H
 EMBEDDING = 0.3  # of a tied table: how much its rows count beside the head's outputs
 KEPT = 1 << 12  # bytes from which a weight is kept in the store: it takes longer to solve than to find
-RUNS = 32  # of the data, that a head's inputs are looked at in: each is a pass of the whole model in fp32
+RUNS = 64  # of the data, that a head's inputs are looked at in; 32 left SmolLM2-135M a KL of 0.069 instead of 0.064
 FEW = 4  # rows of inputs for each column of a weight, below which the corrections would fit noise
 ROWS = 1024  # of inputs that are multiplied with each other at once: sums of [K, K] are read and written so rarely
 

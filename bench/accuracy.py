@@ -47,14 +47,17 @@ def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--texts", type=int, default=1000)
     ap.add_argument("--weights", default="int4")
-    ap.add_argument("--group", type=int, default=32)
+    ap.add_argument("--group", type=int)
+    ap.add_argument("--bits", type=float)
     ap.add_argument("--json", type=Path)
     args = ap.parse_args()
     source = MODELS / "minilm/model.onnx"
     tokenizer = Tokenizer.from_file(str(source.parent / "tokenizer.json"))
     peer = onnxruntime.InferenceSession(str(source), providers=["CPUExecutionProvider"])
     with tempfile.TemporaryDirectory() as tmp:
-        report = edgec.build(source, weights=args.weights, group=args.group, out=Path(tmp) / "minilm.edgec")
+        report = edgec.build(
+            source, weights=args.weights, group=args.group, bits=args.bits, out=Path(tmp) / "minilm.edgec"
+        )
         session = edgec.load(report.path)
         chosen = texts(args.texts)
         cosines = []

@@ -20,7 +20,7 @@ from edgec.ir.node import Graph
 from edgec.ir.types import FLOATS
 from edgec.ir.verify import verify
 from edgec.job import Job, Progress
-from edgec.options import UNIFORM, BuildReport, Options
+from edgec.options import DEFAULTS, UNIFORM, BuildReport, Options, check_used
 from edgec.summary import estimate_cases, sample_dims
 from edgec.testing.inputs import input_ranges
 
@@ -60,6 +60,7 @@ class Build(Job):
             if isinstance(model, (str, os.PathLike)):
                 self.source = {"name": Path(model).name, "sha256": _sha256(model), "bytes": source_size(model)}
         verify(self.graph)
+        _check_sizes(self.graph, self.options.dims)
         self.ranges = input_ranges(self.graph)
         constants = (n for n in self.graph.nodes() if n.op == "constant" and n.dtype in FLOATS)
         self.parameters = sum(math.prod(n.shape) for n in constants)
@@ -88,7 +89,7 @@ class Build(Job):
                 graph = stages.relearn(self, graph)
         self.floats = graph if self.onnx is not None else None
         self.graph, self.lm, notes = rewrites.as_decoder(graph, self.options.cached_in, self.options.max_context)
-        self.report.notes += notes
+        self.report.notes += [*notes, *summary.idle_cache(self.options, graph, self.lm)]
         if self.lm is not None:
             from edgec.frontend.folder import text_facts
 
@@ -152,6 +153,15 @@ class Build(Job):
             assert done - begin == blob.nbytes, "a constant has another size than its type says"
 
 
+def _check_sizes(graph: Graph, dims: Mapping[str, Any]) -> None:
+    """Raises EdgecError EC1001 where a size of 0 leaves an output without any number, whatever the inputs."""
+    zeros = [name for name, size in dims.items() if size in (0, (0, 0))]
+    for name, node in graph.outputs if zeros else ():
+        if 0 in node.shape:
+            raise EdgecError("EC1001", f"the output {name} would never hold a number", f"--dim {zeros[0]}=0",
+                             "Give a size of 1 or more")  # fmt: skip
+
+
 def cache_folder() -> Path:
     """Where encoded weights are kept: $EDGEC_CACHE_DIR, or the platform's folder for caches."""
     import platformdirs
@@ -177,12 +187,12 @@ def build(
     *,
     target: str = "host",
     matrix_unit: str = "auto",
-    weights: str = "int4",
-    group: int = 32,
-    activations: str = "int8",
+    weights: str | None = None,
+    group: int | None = None,
+    activations: str | None = None,
     kv_cache: str = "auto",
     max_context: int | None = None,
-    embedding: int = 8,
+    embedding: int | None = None,
     bits: float | None = None,
     prune: str | None = None,
     speedup: str | float | None = None,
@@ -204,25 +214,30 @@ def build(
     model: path of an .onnx file or of a folder with one (see frontend.folder), a ModelProto or an IR graph. matrix_unit:
     as targets.with_unit says. dims: symbol -> size, (low, high), or another symbol's name. constants: values of inputs that
     are fixed at build.
-    kv_cache: of a decoder, "fp32", "int8" (kept by the session; "auto": int8 beside quantized weights) or "exposed"
-    (inputs and outputs). max_context: tokens that a kept cache may hold. out: default the model's name with .edgec.
+    weights: "int4" (default), "int8" or "fp32". group: of int4 weights that share a scale, default 32. activations: "int8" goes
+    with quantized weights, "fp32" with fp32 ones. kv_cache: of a decoder, "fp32", "int8" (kept by the session; "auto": int8
+    beside quantized weights) or "exposed" (inputs and outputs). max_context: tokens that a kept cache may hold. out: default
+    the model's name with .edgec.
     stop_after: one of PHASES; nothing is written unless it is the last. tokenizer: folder whose tokenizer, chat
     template and configs the artifact takes along, default the model's own; "none" for nothing. bits: 4.25 takes int4
     weights from a table of 16 uneven values; more gives some linears 6 or 8 bits for that average, those that need it most
     by what each alone does to the outputs (with calib), or all alike; None chooses steps of equal size in 4.5 or 4.625 bits.
-    embedding: bits of tables (and of the head that is tied to one) under int4. prune, speedup: what to remove, as
+    embedding: bits of tables (and of the head that is tied to one) under int4, default 8. prune, speedup: what to remove, as
     calibrate.prune.request reads it ("20%", "ffn=30%,layers=2", "1.5x"). calib: a file or folder of calibration data
     (`calibrate.data`) that weights are fitted to. cache: True or a folder keeps encoded weights for later builds, so that
     one that was interrupted goes on where it was. distill: data (calibrate.data) on which norms, biases and scales learn
     from the source what quantization cost, and before that all weights of a pruned model; needs torch. onnx: a file for the
-    graph as ONNX, pruned and healed, in floats (`frontend.export`). review: see `Review`. Raises EdgecError; a
-    failed build leaves nothing behind but that.
+    graph as ONNX, pruned and healed, in floats (`frontend.export`). review: see `Review`. Raises EdgecError, EC1001 for
+    options of which one leaves another without effect; a failed build leaves nothing behind but that.
     """
     for package in ("onnx", "onnx_ir", "tvm"):
         if importlib.util.find_spec(package) is None:
             raise EdgecError("EC1002", f"building needs {package}", hint="Install it: pip install 'edgec[build]'")
     if stop_after is not None and stop_after not in PHASES:
         raise EdgecError("EC1001", f"{stop_after!r} is none of {', '.join(PHASES)}", "--stop-after")
+    given = {"weights": weights, "group": group, "activations": activations, "embedding": embedding, "bits": bits,
+             "calib": calib, "prune": prune, "speedup": speedup, "onnx": onnx, "stop_after": stop_after}  # fmt: skip
+    check_used(given)
     if distill is not None:
         if importlib.util.find_spec("torch") is None:
             raise EdgecError("EC1002", "--distill needs torch", hint="Install it: pip install 'edgec[distill]'")
@@ -232,19 +247,17 @@ def build(
         hint = f"Pass --calib FILE, or one of {', '.join(map(str, UNIFORM))}"
         raise EdgecError("EC1001", f"a mix of {bits} bits is chosen on data", "--bits", hint)
     factor = None if speedup is None else str(speedup)
+    chosen = {k: v for k, v in given.items() if k in DEFAULTS and v is not None}
     options = Options(
-        target,
-        weights,
-        group,
-        activations,
-        dict(dims or {}),
-        kv_cache,
-        max_context,
-        embedding,
-        bits,
-        prune,
-        factor,
-        matrix_unit,
+        target=target,
+        dims=dict(dims or {}),
+        kv_cache=kv_cache,
+        max_context=max_context,
+        bits=bits,
+        prune=prune,
+        speedup=factor,
+        matrix_unit=matrix_unit,
+        **DEFAULTS | chosen,
     )
     is_path = isinstance(model, (str, os.PathLike))
     if out is None:
@@ -260,6 +273,7 @@ def build(
         model = model_file(model)
         job.files = text_files(model, tokenizer)
     job.distill, job.onnx = distill, onnx
+    job.given = frozenset(name for name, value in given.items() if value is not None)
     job.calib = calib
     job.load(model, constants)
 

@@ -49,6 +49,7 @@ class Job:
         self.parameters = 0  # float numbers that the imported graph holds
         self.distill: str | os.PathLike | None = None  # data to heal the quantized graph with
         self.source_graph: Graph | None = None  # what it is healed against
+        self.given: frozenset[str] = frozenset()  # options that were not left to their defaults
         self.onnx: str | os.PathLike | None = None  # file for the graph in floats, pruned and healed
         self.floats: Graph | None = None  # that graph
         self.lowered: Any = None  # lower.lowering.Lowered

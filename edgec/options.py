@@ -63,6 +63,40 @@ class Options:
             raise EdgecError("EC1001", "it mixes kinds of int4 and int8 weights, with groups of 32", "--bits")
 
 
+DEFAULTS: dict[str, Any] = {"weights": "int4", "group": 32, "activations": "int8", "embedding": 8}
+
+
+def idle(option: str, reason: str, hint: str = "Leave it out") -> EdgecError:
+    """The error for an option that would change nothing beside the others."""
+    return EdgecError("EC1001", f"it would change nothing: {reason}", option, hint)
+
+
+def check_encoding(weights: str, group: int | None, embedding: int | None) -> None:
+    """group, embedding: None where they are not given. Raises EdgecError EC1001 where one is that `weights` has no use for."""
+    if weights == "int4":
+        return
+    for option, value in (("--group", group), ("--embedding", embedding)):
+        if value is not None:
+            raise idle(f"{option} {value}", f"it is for int4 weights, and they are {weights}", "Leave one of them out")
+
+
+def check_used(given: Mapping[str, Any]) -> None:
+    """Of `compiler.build`'s arguments, None where they are not given. Raises EdgecError EC1001 for one that the others leave
+    without effect, whatever the model."""
+    weights, prune = given["weights"] or DEFAULTS["weights"], given["prune"]
+    check_encoding(weights, given["group"], given["embedding"])
+    if weights == "fp32" and given["activations"] == "int8":
+        raise idle("--activations int8", "products of fp32 weights take fp32 activations", "Leave one of them out")
+    if weights == "fp32" and given["calib"] is not None:
+        hint = "Leave it out; --eval FILE says what to compare on"
+        if prune is None and given["speedup"] is None:
+            raise idle("--calib", "fp32 weights are not fitted to data", hint)
+        if prune is not None and prune.startswith("magnitude:"):
+            raise idle("--calib", "magnitude looks at weights alone", hint)
+    if given["onnx"] is not None and given["stop_after"] not in (None, "write"):
+        raise idle("--onnx", f"with --stop-after {given['stop_after']} no model is written", "Leave one of them out")
+
+
 @dataclass
 class BuildReport:
     """What a build did. Sizes in bytes, times in seconds, shares of 1.
@@ -74,7 +108,7 @@ class BuildReport:
     arena_bytes and values_bytes: peak of the arena, and the sum of all values, at `sample`.
     calibration: name, samples and sha256 of the data that weights were fitted to.
     pruning: what was removed, as calibrate.prune.Pruned.as_dict says; of masks their zeros.
-    notes: what a user should know of a language model: its cache, and why it is none that the session keeps.
+    notes: what a user should know: of a language model's cache, of options that change nothing of this model.
     healing: what healing changed, as edgec.distill.heal.Report says; "pruned": what it did before weights were quantized.
     cached_bytes: of the encoded weights, those that an earlier build had made. peak_rss_bytes: of this process so far.
     estimates: latency and energy on the target, as edgec.estimate.Estimate.to_dict says: of a run at `sample`; of a

@@ -11,7 +11,7 @@ from typing import Any
 from edgec.ir.node import Graph
 from edgec.ir.verify import verify
 from edgec.job import Job
-from edgec.summary import sample_dims
+from edgec.summary import idle_options, sample_dims
 
 
 def calibrate(job: Job, path: str | os.PathLike) -> None:
@@ -107,6 +107,7 @@ def quantize(job: Job) -> Graph:
     job.graph, job.report.weights = q.quantize(job.graph, options)
     if any(w["bits"] < 32 for w in job.report.weights):
         job.unquantized = before
+    job.report.notes += idle_options(job)
     if broken := [w["name"] for w in job.report.weights if w["reason"] == q.NOT_FINITE]:
         listed = "; ".join(broken[:3]) + ("; ..." if len(broken) > 3 else "")
         job.report.notes.append(f"Weights that hold numbers that are not finite stay as they are: {listed}. "

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from edgec.errors import EdgecError
 from edgec.ir.dims import evaluate, format_dim, substitute, symbol_name
 from edgec.ir.node import Graph, Node
 from edgec.job import Job
-from edgec.options import BuildReport
+from edgec.options import BuildReport, Options
 
 PROMPT = 128  # tokens before the one that is estimated, and of the prompt that is
 
@@ -142,6 +142,42 @@ def manifest(job: Job) -> dict[str, Any]:
             "work": r.work,
         },
     }
+
+
+def idle_cache(options: Options, graph: Graph, lm: Mapping[str, Any] | None) -> list[str]:
+    """A note for options of a cache that the rewritten graph does not have; lm: what `as_decoder` made of it."""
+    from edgec.rewrites import states
+
+    given = [] if options.kv_cache == "auto" or states.find(graph) else [f"--kv-cache {options.kv_cache}"]
+    given += [f"--max-context {options.max_context}"] if options.max_context is not None and lm is None else []
+    return [_idle(given, "the model keeps no keys and values from one run to the next")] if given else []
+
+
+def idle_options(job: Job) -> list[str]:
+    """Notes for the options that changed nothing, as the report of the quantized weights tells."""
+    rows = [w for w in job.report.weights if w["bits"] < 32]
+    products = [w for w in rows if w["role"] in ("linear", "tied")]
+    notes = []
+    if "embedding" in job.given and all(w["role"] not in ("embedding", "tied") for w in rows):
+        notes.append(_idle([f"--embedding {job.options.embedding}"], "no embedding table is quantized"))
+    useless = {
+        "weights": not rows,
+        "bits": not products,
+        "group": all(w["bits"] > 4 for w in products),
+        "calib": all(w["output_snr_db"] is None for w in rows) and job.report.pruning is None,
+    }
+    values = {k: getattr(job.options, k, None) for k in useless} | {"calib": "FILE"}
+    if given := [f"--{k} {values[k]}" for k, idle in useless.items() if idle and k in job.given]:
+        notes.append(
+            _idle(given, "there are no products of weights that it could go to (edgec inspect MODEL lists all)")
+        )
+    return notes
+
+
+def _idle(options: Sequence[str], reason: str) -> str:
+    *most, last = options
+    listed = f"{', '.join(most)} and {last} change" if most else f"{last} changes"
+    return f"{listed} nothing: {reason}"
 
 
 def with_loss(report: BuildReport) -> Callable[[dict], dict]:

@@ -19,6 +19,7 @@ from edgec.cli.common import (
     print_json,
     table,
 )
+from edgec.options import idle
 
 
 def bench(
@@ -30,11 +31,11 @@ def bench(
     dim: tuple[str, ...] = (),
     input: tuple[str, ...] = (),
     threads: int | None = None,
-    seconds: float = 3.0,
+    seconds: float | None = None,
     runs: int | None = None,
     profile: bool = False,
-    prompt_tokens: int = 128,
-    decode_tokens: int = 64,
+    prompt_tokens: int | None = None,
+    decode_tokens: int | None = None,
     context: int | None = None,
     max_context: int | None = None,
     seed: int = 0,
@@ -57,15 +58,15 @@ def bench(
     threads
         Threads; by default as many as the machine allows this process.
     seconds
-        Time to measure for, for each of the two.
+        Time to measure for, for each of the two, by default 3; a language model has --runs instead.
     runs
         Calls to measure, instead of --seconds; of a language model, repetitions of each test (default 5).
     profile
         Show the time of each step (of a language model: of one token).
     prompt_tokens
-        Of a language model: tokens of the prompt whose rate is measured.
+        Of a language model: tokens of the prompt whose rate is measured, by default 128.
     decode_tokens
-        Of a language model: tokens to generate.
+        Of a language model: tokens to generate, by default 64.
     context
         Of a language model: tokens before those that are generated, by default as many as --prompt-tokens.
     max_context
@@ -78,31 +79,46 @@ def bench(
 
     existing(model)
     peer_model = None
+    if source is not None and compare is None:
+        raise idle("--source", "it is what --compare runs", "Add --compare onnxruntime")
+    if seconds is not None and runs is not None:
+        raise idle("--seconds", "--runs says how often", "Leave one of them out")
     if compare is not None:
         need("onnxruntime", "--compare onnxruntime", "onnxruntime")
         peer_model = existing(source, "--source") if source else None
     session = edgec.load(model, threads=threads, max_context=max_context)
+    of_text = {"--prompt-tokens": prompt_tokens, "--decode-tokens": decode_tokens, "--context": context}
     if hasattr(session, "generate") and not (compare or dim or input):
         from edgec.cli.bench_lm import bench_lm
 
+        if seconds is not None:
+            raise idle("--seconds", "of a language model tokens are counted", "Use --runs")
         return bench_lm(
             session,
             model,
-            prompt_tokens=prompt_tokens,
-            decode_tokens=decode_tokens,
+            prompt_tokens=128 if prompt_tokens is None else prompt_tokens,
+            decode_tokens=64 if decode_tokens is None else decode_tokens,
             context=context,
             repeats=5 if runs is None else runs,
             profile=profile,
             seed=seed,
             as_json=common.json,
         )
+    if not hasattr(session, "generate"):
+        of_text["--max-context"] = max_context
+    for option, value in of_text.items():
+        if value is not None:
+            reason = (
+                "single calls are measured: the model is no language model, or --compare, --dim or --input is given"
+            )
+            raise idle(f"{option} {value}", reason)
     if compare is not None and peer_model is None:
         peer_model = sampling.find_source(model, session.manifest)
     sizes, feeds = sampling.feeds_for(session, input, parse_dims(dim), seed)
     calls: dict[str, Callable[[], Any]] = {"edgec": lambda: session(**feeds)}
     if peer_model is not None:
         calls["onnxruntime"] = _onnxruntime(peer_model, feeds, session.threads)
-    times = measure(calls, seconds, runs)
+    times = measure(calls, 3.0 if seconds is None else seconds, runs)
     results = {name: summarise(t) for name, t in times.items()}
     out: dict[str, Any] = {
         "model": str(model),

@@ -25,6 +25,7 @@ from edgec.cli.common import (
 )
 from edgec.cli.loss import Review, lines, parse_limits
 from edgec.errors import EdgecError
+from edgec.options import idle
 
 
 def build(
@@ -34,12 +35,12 @@ def build(
     target: str = "host",
     matrix_unit: Literal["auto", "amx", "sme", "accelerate", "none"] = "auto",
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
-    weights: Literal["int4", "int8", "fp32"] = "int4",
-    group: int = 32,
-    activations: Literal["int8", "fp32"] = "int8",
+    weights: Literal["int4", "int8", "fp32"] | None = None,
+    group: int | None = None,
+    activations: Literal["int8", "fp32"] | None = None,
     kv_cache: Literal["auto", "fp32", "int8", "exposed"] = "auto",
     max_context: int | None = None,
-    embedding: Literal[4, 6, 8] = 8,
+    embedding: Literal[4, 6, 8] | None = None,
     bits: float | None = None,
     prune: str | None = None,
     speedup: str | None = None,
@@ -72,18 +73,18 @@ def build(
     output
         The artifact to write; by default the model's name with .edgec, in this folder.
     weights
-        What weights of matrix products and embeddings become.
+        What weights of matrix products and embeddings become, by default int4.
     group
-        Weights that share a scale.
+        int4 weights that share a scale: 32 (the default), 64 or 128.
     activations
-        int8 quantizes activations of quantized products at run time; fp32 goes with --weights fp32 only.
+        int8 quantizes activations of quantized products at run time, fp32 goes with --weights fp32: that is the default of each.
     kv_cache
         A language model's keys and values: kept by the session in int8 or (auto: with --weights fp32) in fp32, or
         exposed as inputs and outputs.
     max_context
         Tokens that a kept cache has room for; by default what the model's configuration says, else 4096.
     embedding
-        Bits of embedding tables under int4, and of a head that is tied to one.
+        Bits of embedding tables under int4, and of a head that is tied to one; by default 8.
     bits
         4.25 takes int4 weights from a table of 16 uneven values: fewer bits and less error than by default. 6.25 and 8.5 give
         all products 6 or 8 bits. Others (with --calib) are an average: the products that need it most get 6 or 8 bits.
@@ -127,14 +128,14 @@ def build(
     out = writable(output or Path(name), "--output")
     onnx = None if onnx is None else writable(onnx, "--onnx")
     _check_target(target)
-    if group < 1:
-        raise EdgecError("EC1001", f"{group} is not a positive number", "--group")
     for option, file in (("--calib", calib), ("--distill", distill), ("--eval", eval)):
         if file is not None:
             existing(file, option)
     limits = parse_limits(max_loss)
-    if limits and no_check:
-        raise EdgecError("EC1001", "nothing is measured with --no-check", "--max-loss", "Leave one of them out")
+    unwritten = None if stop_after in (None, "write") else f"--stop-after {stop_after}"
+    if (limits or eval is not None) and (skipped := "--no-check" if no_check else unwritten):
+        option = "--max-loss" if limits else "--eval"
+        raise idle(option, f"nothing is measured with {skipped}", "Leave one of them out")
     constants = {name: read_array(value, f"--const {name}") for name, value in map(_pair, const)}
     from edgec import compiler
 

@@ -42,6 +42,7 @@ def chat(
     given = options.given()
     model_ = lm.load(model, options, slots=1)
     suggested = model_.lm.get("sampling") or {}
+    lm.check_sampling(given, suggested.get("temperature", 0))
     talk = model_.conversation(system, **({k: v for k, v in suggested.items() if k not in given} | given))
     model_.apply_template([*talk.messages, {"role": "user", "content": "?"}])  # says now that there is none
     if sys.stdin.isatty() and sys.stdout.isatty() and not common.json:

@@ -122,7 +122,7 @@ def parse_dims(texts: Sequence[str]) -> dict[str, int | tuple[int, int | None] |
         bounds = int(low), int(high) if high else None
         if bounds[1] is not None and bounds[1] < bounds[0]:
             raise EdgecError("EC1001", f"the range {value} is empty", f"--dim {name}")
-        dims[name] = bounds if dots else bounds[0]
+        dims[name] = bounds if bounds[0] != bounds[1] and dots else bounds[0]
     return dims
 
 

@@ -46,6 +46,9 @@ class Source:
             self._session = onnxruntime_session(path, content=content)
             self.inputs = {i.name for i in self._session.get_inputs()}
             self.outputs = [o.name for o in self._session.get_outputs()]
+            if unknown := [name for name in self.consts if name not in self.inputs]:
+                listed = ", ".join(i.name for i in self._session.get_inputs())
+                raise EdgecError("EC1001", "the model has no such input", f"--const {unknown[0]}", f"It has {listed}")
             self.dtypes = {i.name: _NUMPY.get(i.type) for i in self._session.get_inputs()}
             for i in self._session.get_inputs():
                 if i.name == MERGED:  # as the importer takes it

@@ -13,6 +13,7 @@ from cyclopts import Parameter
 
 from edgec.cli.common import COMMON, Common, existing, fields, need, parse_dims, print_json, split_pair, writable
 from edgec.errors import EdgecError
+from edgec.options import check_encoding, idle
 
 if TYPE_CHECKING:
     from edgec.distill.fit import Tick
@@ -28,12 +29,12 @@ def distill(
     loss: tuple[str, ...] = (),
     hidden: tuple[str, ...] = (),
     labels: str | None = None,
-    alpha: float = 0.5,
-    temperature: float = 2.0,
+    alpha: float | None = None,
+    temperature: float | None = None,
     weights: Literal["int4", "int8", "fp32"] = "int4",
-    group: int = 32,
-    embedding: Literal[4, 6, 8] = 8,
-    epochs: float = 3.0,
+    group: int | None = None,
+    embedding: Literal[4, 6, 8] | None = None,
+    epochs: float | None = None,
     steps: int | None = None,
     minutes: float | None = None,
     lr: float = 3e-4,
@@ -68,17 +69,17 @@ def distill(
         OUTPUT=FIELD: true labels of an output of classes beside the teacher's answers: a field of .jsonl, or an array. A label is
         a class from 0 on, or a share of each; samples may have none.
     alpha
-        What part of that output's loss the labels are, the teacher's answers being the rest.
+        What part of that output's loss the labels are, the teacher's answers being the rest; by default 0.5.
     temperature
-        Of the distributions that kl compares.
+        Of the distributions that kl compares, by default 2.
     weights
         What a build will make of the weights: training rounds them (and activations) so that they suit it.
     group
-        Weights that share a scale.
+        int4 weights that share a scale, by default 32.
     embedding
-        Bits of embedding tables under int4.
+        Bits of embedding tables under int4, by default 8.
     epochs
-        Passes over the data.
+        Passes over the data, by default 3.
     steps
         Steps of the optimizer, instead of epochs.
     minutes
@@ -110,18 +111,32 @@ def distill(
         raise EdgecError("EC1001", "it would overwrite a model that is read", f"--output {out}", "Name another file")
     if answers is not None and answers.resolve() == out.resolve():
         raise EdgecError("EC1001", "it is the output", f"--answers {answers}", "Name another file")
+    losses = dict(split_pair(text, "--loss", "OUTPUT=KIND") for text in loss)
+    check_encoding(weights, group, embedding)
+    if alpha is not None and labels is None:
+        raise idle("--alpha", "it is the part of the labels", "Add --labels OUTPUT=FIELD")
+    if epochs is not None and steps is not None:
+        raise idle("--epochs", "--steps says how long", "Leave one of them out")
+    if temperature is not None and losses and "kl" not in losses.values():
+        raise idle("--temperature", "it is for --loss OUTPUT=kl", "Leave it out")
+    if data.is_dir() or data.suffix == ".npz":
+        for option, value in (("--length", length), ("--tokenizer", tokenizer)):
+            if value is not None:
+                raise idle(option, "the data are arrays, and no text", "Leave it out")
     from edgec.distill import student as training
 
+    set_: dict[str, Any] = {
+        "alpha": alpha,
+        "temperature": temperature,
+        "group": group,
+        "embedding": embedding,
+        "epochs": epochs,
+    }
     options = training.Options(
-        losses=dict(split_pair(text, "--loss", "OUTPUT=KIND") for text in loss),
+        losses=losses,
         hidden=[split_pair(text, "--hidden", "TEACHER=STUDENT") for text in hidden],
         labels=None if labels is None else split_pair(labels, "--labels", "OUTPUT=FIELD"),
-        alpha=alpha,
-        temperature=temperature,
         weights=weights,
-        group=group,
-        embedding=embedding,
-        epochs=epochs,
         steps=steps,
         minutes=minutes,
         lr=lr,
@@ -132,6 +147,7 @@ def distill(
         freeze=freeze,
         answers=None if answers is None else writable(answers, "--answers"),
         dims=parse_dims(dim),
+        **{name: value for name, value in set_.items() if value is not None},
     )
     with progress(common.json) as tick:
         report = training.distill(teacher, student, data, out, options, tokenizer, tick)

@@ -48,6 +48,7 @@ def generate(
         given["ids"] = _parse(ids)
     elif prompt is None or prompt == "-":
         prompt = sys.stdin.read()
+    lm.check_sampling(given)
     start = time.perf_counter()
     model_ = lm.load(model, options, slots=1)
     loaded = time.perf_counter() - start

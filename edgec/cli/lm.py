@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +12,7 @@ from cyclopts import Parameter
 
 from edgec.cli.common import existing
 from edgec.errors import EdgecError
+from edgec.options import idle
 
 if TYPE_CHECKING:
     from edgec.runtime.generate.model import LanguageModel
@@ -55,6 +57,20 @@ class Options:
         if self.schema is not None:
             options["schema"] = read_schema(self.schema)
         return options | {"speculate": not self.no_speculation}
+
+
+OFF = {"top_k": (0, 1), "top_p": (1,), "min_p": (0,)}
+
+
+def check_sampling(given: Mapping[str, Any], temperature: float = 0) -> None:
+    """temperature: where none is given. Raises EdgecError EC1001 for options of a choice that is not made."""
+    if not given.get("temperature", temperature):
+        for name, off in OFF.items():
+            if given.get(name, off[0]) not in off:
+                option = f"--{name.replace('_', '-')} {given[name]}"
+                raise idle(
+                    option, "at temperature 0 the likeliest token is taken", "Add --temperature 0.8, or leave it out"
+                )
 
 
 def read_schema(text: str) -> Any:

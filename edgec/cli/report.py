@@ -13,6 +13,7 @@ from cyclopts import Parameter
 from edgec.cli.common import COMMON, Common, bytes_text, existing, need, parse_dims, print_json, ratio_text, writable
 from edgec.cli.compare import NO_NUMBERS
 from edgec.errors import EdgecError
+from edgec.options import idle
 
 CHART = 24  # bars of a chart
 MEASURED_S = 1.0
@@ -50,6 +51,9 @@ def report(
     existing(model)
     if against is not None:
         existing(against, "--against")
+    for option, value in (("--dim", dim or None), ("--threads", threads)) if no_measure else ():
+        if value is not None and (option == "--dim" or against is None):
+            raise idle(option, "nothing is measured with --no-measure", "Leave one of them out")
     out = writable(output or Path(model.stem + ".html"), "--output")
     found = collect(model, against, parse_dims(dim), threads, not no_measure)
     page = render(found)
@@ -122,6 +126,8 @@ def collect(path: Path, against: Path | None, dims: dict, threads: int | None, m
         if error.code != "EC1506":
             raise
         note = error.message
+        if dims:
+            raise idle("--dim", f"nothing is measured here: {note}") from None
     weights = _weights(about.get("weights"))
     found: dict[str, Any] = {
         "name": path.name,

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from edgec.cli.common import COMMON, Common, existing, parse_dims, print_json, read_array, read_arrays, table, writable
 from edgec.cli.sampling import feeds_for
 from edgec.errors import EdgecError
+from edgec.options import idle
 
 
 def run(
@@ -19,7 +20,7 @@ def run(
     *inputs: Annotated[str, Parameter(allow_leading_hyphen=False)],
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
     random: bool = False,
-    seed: int = 0,
+    seed: int | None = None,
     dim: tuple[str, ...] = (),
     threads: int | None = None,
     common: Common = COMMON,
@@ -37,7 +38,7 @@ def run(
     random
         Make up the inputs that are not given.
     seed
-        Seed of --random.
+        Seed of --random, by default 0.
     dim
         NAME=SIZE of a symbolic dim, for --random; repeat it for several.
     threads
@@ -48,9 +49,12 @@ def run(
     existing(model)
     if output is not None:
         writable(output, "--output")
+    for option, value in () if random else (("--seed", seed), ("--dim", dim or None)):
+        if value is not None:
+            raise idle(option, "inputs are made up with --random only", "Add --random, or leave it out")
     session = edgec.load(model, threads=threads)
     if random:
-        _, feeds = feeds_for(session, inputs, parse_dims(dim), seed)
+        _, feeds = feeds_for(session, inputs, parse_dims(dim), seed or 0)
     else:
         feeds = read_feeds(inputs, session)
     missing = [p for p in session.inputs if p.name not in feeds]

@@ -68,6 +68,7 @@ def test_generate_chat_and_schema(edgec, lm):
         (["word " * 3000], 1, "EC1608"),
         (["x", "--schema", "{"], 1, "EC1704"),
         (["x", "--schema", "none.json"], 2, "EC1003"),
+        (["x", "--top-p", 0.5], 2, "EC1001"),
     ],
 )
 def test_generate_refuses_with_one_message(edgec, lm, argv, status, code):

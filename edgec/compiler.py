@@ -262,7 +262,9 @@ def build(
     is_path = isinstance(model, (str, os.PathLike))
     if out is None:
         if not is_path:
-            raise EdgecError("EC1001", "a model that is not a file needs a name for the artifact", "out")
+            raise EdgecError(
+                "EC1001", "a model that is not a file needs a name for the artifact", "out", 'Pass out="model.edgec"'
+            )
         path = Path(model)
         out = path.parent / f"{path.resolve().name}.edgec" if path.is_dir() else path.with_suffix(".edgec")
     folder = cache_folder() if cache is True else Path(cache) if cache else None

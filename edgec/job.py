@@ -58,7 +58,7 @@ class Job:
             try:
                 self.dump_ir.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise EdgecError("EC1003", str(error), "--dump-ir") from None
+                raise EdgecError("EC1003", str(error), "--dump-ir", "Name a folder that can be made") from None
 
     def begin(self, name: str) -> None:
         self.progress(name, time.perf_counter() - self.started)

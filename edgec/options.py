@@ -48,7 +48,7 @@ class Options:
         if self.kv_cache not in KV_CACHES:
             raise EdgecError("EC1001", f"{self.kv_cache!r} is none of {', '.join(KV_CACHES)}", "--kv-cache")
         if self.max_context is not None and self.max_context < 1:
-            raise EdgecError("EC1001", f"{self.max_context} is no number of tokens", "--max-context")
+            raise EdgecError("EC1001", f"{self.max_context} is no number of tokens", "--max-context", "Give 1 or more")
         if self.embedding not in (4, 6, 8):
             raise EdgecError("EC1001", f"{self.embedding} is not 4, 6 or 8", "--embedding")
         if self.bits is not None and not 4.25 <= self.bits <= 8.5:
@@ -60,7 +60,12 @@ class Options:
 
             parse(self.prune, self.speedup)
         if self.bits and (self.weights != "int4" or self.group != 32):
-            raise EdgecError("EC1001", "it mixes kinds of int4 and int8 weights, with groups of 32", "--bits")
+            raise EdgecError(
+                "EC1001",
+                "it mixes kinds of int4 and int8 weights, with groups of 32",
+                "--bits",
+                "Leave --weights and --group out",
+            )
 
 
 DEFAULTS: dict[str, Any] = {"weights": "int4", "group": 32, "activations": "int8", "embedding": 8}

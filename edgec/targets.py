@@ -125,7 +125,9 @@ def _read(name: str, above: tuple[str, ...]) -> dict:
     if "/" in name or not path.is_file():
         raise unknown(name, above[-1] + ".toml" if above else None)
     if name in above:
-        raise EdgecError("EC1402", f"target {name!r} inherits from itself", where=path.name)
+        raise EdgecError(
+            "EC1402", f"target {name!r} inherits from itself", where=path.name, hint="Remove its line inherits"
+        )
     try:
         values = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:

@@ -111,12 +111,17 @@ class Stream:
         try:
             env = bind_symbols(self.graph.inputs, feed)
         except FeedError as error:
-            raise EdgecError("EC1302", str(error), "calibration data") from None
+            raise EdgecError(
+                "EC1302", str(error), "calibration data", "Give the inputs that the model has, with its shapes"
+            ) from None
         for node in self.graph.inputs:
             if dtype_size(node.dtype) != feed[node["name"]].dtype.itemsize:
                 found = feed[node["name"]].dtype
                 raise EdgecError(
-                    "EC1302", f"input {node['name']!r} is {found}, expected {node.dtype}", "calibration data"
+                    "EC1302",
+                    f"input {node['name']!r} is {found}, expected {node.dtype}",
+                    "calibration data",
+                    "Store the array in that dtype",
                 )
         return env | {k: evaluate(d, env) for k, d in self.graph.parameters.items()}
 

@@ -86,7 +86,12 @@ def load(
         arrays = _read_folder(path) if path.is_dir() else _read_npz(path)
         return _enough(_from_arrays(arrays, graph, limit, rng, str(path), labels), least, str(path))
     if path.suffix not in (".txt", ".jsonl"):
-        raise EdgecError("EC1302", f"{path.suffix or 'a file without a suffix'} is none of {KINDS}", str(path))
+        raise EdgecError(
+            "EC1302",
+            f"{path.suffix or 'a file without a suffix'} is none of {KINDS}",
+            str(path),
+            "Rename it, or write one of these",
+        )
     content = _read_text(path)
     if path.suffix == ".txt":
         if labels is not None:
@@ -106,7 +111,7 @@ def load(
 def _enough(found: Calibration, least: int, where: str) -> Calibration:
     rows = sum(max((len(a) for a in feed.values() if a.ndim), default=1) for feed in found.feeds)
     if rows < least:
-        raise _unfit(f"{rows} samples are too few to fit weights to", where, f"Give {least} or more, better 256")
+        raise _unfit(f"too few samples to fit weights to: {rows}", where, f"Give {least} or more, better 256")
     return found
 
 
@@ -136,7 +141,7 @@ def _read_text(path: Path) -> str:
             )
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise _unfit(f"it is no UTF-8: {error.reason} at byte {error.start}", str(path)) from None
+        raise _unfit(f"it is no UTF-8: {error.reason} at byte {error.start}", str(path), "Write it as UTF-8") from None
     except OSError as error:
         raise EdgecError("EC1003", error.strerror or str(error), str(path), "Check the path") from None
 
@@ -149,7 +154,7 @@ def _records(content: str, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise _unfit(f"line {number} is no JSON: {error}", where) from None
+            raise _unfit(f"line {number} is no JSON: {error}", where, "Write one JSON object a line") from None
         if not isinstance(record, dict) or not record:
             raise _unfit(f"line {number} is no JSON object", where, 'Write {"text": ...} on each line')
         yield number, record
@@ -160,7 +165,7 @@ def _conversations(records: Iterable[tuple[int, dict]], files: Mapping[str, byte
     for number, record in records:
         if "text" in record:
             if not isinstance(record["text"], str):
-                raise _unfit(f"line {number}: text is no string", where)
+                raise _unfit(f"line {number}: text is no string", where, 'Write {"text": "..."}')
             yield record["text"]
             continue
         from edgec.runtime.generate import template as t
@@ -185,17 +190,29 @@ def _columns(records: list[tuple[int, dict]], graph: Graph, where: str) -> Feeds
     columns: dict[str, list] = {name: [] for name in records[0][1]}
     for number, record in records:
         if set(record) != names:
-            raise _unfit(f"line {number} has {_names(record)}, the first one {_names(names)}", where)
+            raise _unfit(
+                f"line {number} has {_names(record)}, the first one {_names(names)}",
+                where,
+                "Give each line the same names",
+            )
         for name, value in record.items():
             try:
                 array = np.asarray(value)
             except ValueError:
-                raise _unfit(f"line {number}: {name!r} is no array: its rows differ in length", where) from None
+                raise _unfit(
+                    f"line {number}: {name!r} is no array: its rows differ in length", where, "Give all rows one length"
+                ) from None
             if array.dtype.kind not in "biuf":
-                raise _unfit(f"line {number}: {name!r} holds something else than numbers", where)
+                raise _unfit(
+                    f"line {number}: {name!r} holds something else than numbers", where, "Write lists of numbers"
+                )
             if columns[name] and array.shape != columns[name][0].shape:
                 expected = list(columns[name][0].shape)
-                raise _unfit(f"line {number}: {name!r} is {list(array.shape)}, the first one {expected}", where)
+                raise _unfit(
+                    f"line {number}: {name!r} is {list(array.shape)}, the first one {expected}",
+                    where,
+                    "Give all samples one shape",
+                )
             columns[name].append(array)
     arrays = {name: np.stack(rows) for name, rows in columns.items()}
     for name, array in arrays.items():  # JSON has no types of its own
@@ -287,7 +304,11 @@ def _from_arrays(
     count = min(counts.values(), default=0)
     if count == 0 or len(set(counts.values())) > 1:
         listed = ", ".join(f"{n} {c}" for n, c in sorted(counts.items()))
-        raise _unfit(f"the inputs have different numbers of samples, or none: {listed}", where)
+        raise _unfit(
+            f"the inputs have different numbers of samples, or none: {listed}",
+            where,
+            "Give each input one row for each sample",
+        )
     batched = all(n.rank == arrays[name].ndim for name, n in wanted.items())
     batches = {n.shape[0] for n in wanted.values() if n.rank} if batched else {None}
     for name, node in wanted.items():
@@ -296,7 +317,11 @@ def _from_arrays(
     if fixed := {d for d in batches if isinstance(d, int)}:
         rows = whole = max(fixed)
         if len(fixed) > 1 or count < rows:
-            raise _unfit(f"the model takes {rows} samples at once, {count} are given", where)
+            raise _unfit(
+                f"too few samples for the {rows} that the model takes at once: {count}",
+                where,
+                "Give a multiple of that",
+            )
     take = min(count, max(whole, limit or 256))
     chosen = rng.permutation(count)[: take - take % whole]
     feeds: list[Feeds] = []
@@ -357,7 +382,9 @@ def _from_texts(
     texts = [texts[i] for i in order]
     if not isinstance(causal, str):
         if labels is not None:
-            raise _unfit("the texts of a causal language model have no labels: they are joined", where)
+            raise _unfit(
+                "the texts of a causal language model have no labels: they are joined", where, "Leave --labels out"
+            )
         return _windows(texts, graph, causal, tokenizer, length or 256, limit or 64, where)
     assert names is not None
     labels = None if labels is None else labels[order]
@@ -398,7 +425,7 @@ def _windows(texts, graph: Graph, roles, tokenizer, length: int, limit: int, whe
     _check_ids(ids, roles.vocab, where)
     count = min(limit, len(ids) // (length * rows))
     if count == 0 or len(ids) < min(LEAST_TOKENS, limit * length * rows):
-        raise _unfit(f"{len(ids)} tokens are too few for a window of {length * rows}", where, "Give more text")
+        raise _unfit(f"too few tokens for a window of {length * rows}: {len(ids)}", where, "Give more text")
     feeds: list[Feeds] = []
     for at in range(count):
         window = np.array(ids[at * rows * length : (at + 1) * rows * length], np.int64).reshape(rows, length)
@@ -430,8 +457,9 @@ def _padded(texts, graph: Graph, names, tokenizer, length: int, limit: int, wher
     encoded = sorted(((_cut(e, length), i) for e, i in encoded), key=lambda pair: len(pair[0]))
     encoded = encoded[len(encoded) % rows :]
     tokens = sum(len(e) for e, _ in encoded)
-    if not encoded or tokens < min(LEAST_TOKENS, limit):
-        raise _unfit(f"{tokens} tokens in {len(encoded)} texts are too few", where, "Give more text")
+    least = min(LEAST_TOKENS, limit)
+    if not encoded or tokens < least:
+        raise _unfit(f"too few tokens in all texts: {tokens}", where, f"Give {least} or more")
     if mask is None and not fixed:  # nothing would hide the padding: texts of one length instead
         length = len(encoded[len(encoded) // 2][0])
         encoded = [(_cut(e, length), i) for e, i in encoded if len(e) >= length]

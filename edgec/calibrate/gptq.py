@@ -62,7 +62,12 @@ class Hessian:
         little, so that its weights are rounded plainly."""
         h = np.ascontiguousarray(h, np.float32)
         if not np.isfinite(h).all():
-            raise EdgecError("EC1302", "values are too large or no numbers", "calibration data")
+            raise EdgecError(
+                "EC1302",
+                "values are too large or no numbers",
+                "calibration data",
+                "Check the model and the data for numbers that are not finite",
+            )
         diagonal = np.diagonal(h).copy()
         mean = float(diagonal.mean(dtype=np.float64)) or 1.0
         h[np.diag_indices_from(h)] += damp * diagonal + np.float32(1e-6 * mean)
@@ -115,7 +120,12 @@ def _inverse_factor(h: np.ndarray, order: np.ndarray) -> np.ndarray:
         except np.linalg.LinAlgError:
             continue
         return np.ascontiguousarray(work[::-1, ::-1]) * scale
-    raise EdgecError("EC1302", "the inputs of a weight have no usable second moments", "calibration data")
+    raise EdgecError(
+        "EC1302",
+        "the inputs of a weight have no usable second moments",
+        "calibration data",
+        "Give data that differs from sample to sample, or check the model for numbers that are not finite",
+    )
 
 
 def _invert_factor(a: np.ndarray) -> None:

@@ -55,7 +55,12 @@ def check(labels: np.ndarray, name: str, where: str) -> np.ndarray:
     if not len(real):
         raise EdgecError("EC1302", f"no sample has a label {name!r}", where, "Name what holds the labels")
     if not whole and not (np.isfinite(real).all() and (real >= 0).all() and np.allclose(real.sum(1), 1, atol=1e-3)):
-        raise EdgecError("EC1302", f"shares of {name!r} are negative, or do not sum to 1", where)
+        raise EdgecError(
+            "EC1302",
+            f"shares of {name!r} are negative, or do not sum to 1",
+            where,
+            "Give each sample shares of 0 to 1, or a class from 0 on",
+        )
     return labels
 
 
@@ -70,7 +75,11 @@ def shares(labels: np.ndarray, classes: int, name: str) -> np.ndarray:
         return labels
     if labels.ndim == 2 or labels.max(initial=0) >= classes:
         got = f"{labels.shape[1]} shares" if labels.ndim == 2 else f"class {labels.max()}"
-        raise EdgecError("EC1302", f"labels {name!r} have {got}, the output has {classes} classes (0 to {classes - 1})")
+        raise EdgecError(
+            "EC1302",
+            f"labels {name!r} have {got}, the output has {classes} classes (0 to {classes - 1})",
+            hint="Name the output that has these classes",
+        )
     rows = np.full((len(labels), classes), np.nan, np.float32)
     real = given(labels)
     rows[real] = np.eye(classes, dtype=np.float32)[labels[real]]

@@ -118,10 +118,15 @@ def parse_dims(texts: Sequence[str]) -> dict[str, int | tuple[int, int | None] |
         low, dots, high = value.partition("..")
         numbers = [p for p in (low, high) if p]
         if not low or not all(p.isascii() and p.isdigit() and len(p) < 19 for p in numbers):
-            raise EdgecError("EC1001", f"{value!r} is neither a size, LO..HI nor another dim", f"--dim {name}")
+            raise EdgecError(
+                "EC1001",
+                f"{value!r} is neither a size, LO..HI nor another dim",
+                f"--dim {name}",
+                f"Such as {name}=4, {name}=1..64 or {name}=OTHER",
+            )
         bounds = int(low), int(high) if high else None
         if bounds[1] is not None and bounds[1] < bounds[0]:
-            raise EdgecError("EC1001", f"the range {value} is empty", f"--dim {name}")
+            raise EdgecError("EC1001", f"the range {value} is empty", f"--dim {name}", "Write the smaller size first")
         dims[name] = bounds if bounds[0] != bounds[1] and dots else bounds[0]
     return dims
 
@@ -134,13 +139,20 @@ def read_array(text: str, where: str):
         try:
             return np.load(existing(Path(text), where), allow_pickle=False)
         except (ValueError, EOFError) as error:
-            raise EdgecError("EC1003", f"{text} is not a whole .npy file: {_plainly(error)}", where) from None
+            raise EdgecError(
+                "EC1003", f"{text} is not a whole .npy file: {_plainly(error)}", where, "Write it again with numpy.save"
+            ) from None
     try:
         array = np.array(json.loads(text))
     except ValueError:
-        raise EdgecError("EC1001", f"{text!r} is neither a .npy file nor a JSON number or list", where) from None
+        raise EdgecError(
+            "EC1001",
+            f"{text!r} is neither a .npy file nor a JSON number or list",
+            where,
+            "Such as NAME=FILE.npy, NAME=3 or NAME=[1,2]",
+        ) from None
     if array.dtype.kind not in "bif":
-        raise EdgecError("EC1001", f"{text!r} is not an array of numbers", where)
+        raise EdgecError("EC1001", f"{text!r} is not an array of numbers", where, "Such as 3, [1, 2] or [[0.5, 1]]")
     return array
 
 
@@ -153,10 +165,12 @@ def read_arrays(path: Path, where: str) -> dict:
     try:
         with np.load(existing(path, where), allow_pickle=False) as archive:
             if not hasattr(archive, "files"):
-                raise EdgecError("EC1003", f"{path} is not an .npz file", where)
+                raise EdgecError("EC1003", f"{path} is not an .npz file", where, "Write it with numpy.savez")
             return {name: archive[name] for name in archive.files}
     except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise EdgecError("EC1003", f"{path} is not a whole .npz file: {_plainly(error)}", where) from None
+        raise EdgecError(
+            "EC1003", f"{path} is not a whole .npz file: {_plainly(error)}", where, "Write it again with numpy.savez"
+        ) from None
 
 
 def _plainly(error: Exception) -> str:
@@ -166,9 +180,13 @@ def _plainly(error: Exception) -> str:
 
 def existing(path: Path, where: str | None = None) -> Path:
     if not path.exists():
-        raise EdgecError("EC1003", "no such file" if where is None else f"no such file: {path}", where or str(path))
+        raise EdgecError(
+            "EC1003", "no such file" if where is None else f"no such file: {path}", where or str(path), "Check the path"
+        )
     if not os.access(path, os.R_OK):
-        raise EdgecError("EC1003", f"{path} cannot be read: permission denied", where)
+        raise EdgecError(
+            "EC1003", f"{path} cannot be read: permission denied", where, "Give yourself permission to read it"
+        )
     return path
 
 

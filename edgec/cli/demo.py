@@ -28,7 +28,9 @@ def demo(*texts: str, common: Common = COMMON) -> int:
         What to judge, each in quotes; by default some of its own.
     """
     if any(not text.strip() for text in texts):
-        raise EdgecError("EC1001", "an empty text says nothing", "TEXTS")
+        raise EdgecError(
+            "EC1001", "an empty text says nothing", "TEXTS", 'Such as edgec demo "the pump works again, great"'
+        )
     need("tokenizers", "text", "'edgec[lm]'")
     path = compiled(quiet=common.json)
     found = judge(path, texts or TEXTS)

@@ -41,9 +41,9 @@ def generate(
     """
     given = options.given()
     if ids is not None and (prompt is not None or chat):
-        raise EdgecError("EC1001", "pass either a prompt or --ids", "--ids")
+        raise EdgecError("EC1001", "pass either a prompt or --ids", "--ids", "Leave one of them out")
     if system is not None and not chat:
-        raise EdgecError("EC1001", "a system message needs --chat", "--system")
+        raise EdgecError("EC1001", "a system message needs --chat", "--system", "Add --chat")
     if ids is not None:
         given["ids"] = _parse(ids)
     elif prompt is None or prompt == "-":

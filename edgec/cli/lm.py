@@ -81,14 +81,16 @@ def read_schema(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise EdgecError("EC1704", f"it is no JSON: {error}", "--schema") from None
+        raise EdgecError(
+            "EC1704", f"it is no JSON: {error}", "--schema", "Give a file, JSON text, or json for any object"
+        ) from None
 
 
 def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise EdgecError("EC1003", f"it is no UTF-8: {error}", str(path)) from None
+        raise EdgecError("EC1003", f"it is no UTF-8: {error}", str(path), "Write it as UTF-8") from None
 
 
 def load(path: Path, options: Options, **more: Any) -> LanguageModel:

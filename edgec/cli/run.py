@@ -83,14 +83,21 @@ def read_feeds(inputs: Sequence[str], session) -> dict:
         if not equals and text.endswith(".npz"):
             feeds |= read_arrays(Path(text), text)
         elif not equals or not value:
-            raise EdgecError("EC1001", f"{text!r} is neither NAME=VALUE nor a .npz file", "inputs")
+            raise EdgecError(
+                "EC1001",
+                f"{text!r} is neither NAME=VALUE nor a .npz file",
+                "inputs",
+                "Such as x=FILE.npy, x=[1,2] or FILE.npz",
+            )
         else:
             array = read_array(value, name)
             port = ports.get(name)
             if port is not None and not value.endswith(".npy") and port.dtype != "bfloat16":
                 want = np.dtype(port.dtype)
                 if array.dtype.kind == "f" and want.kind != "f":
-                    raise EdgecError("EC1602", f"{value} is not {want}", f"input {name!r}")
+                    raise EdgecError(
+                        "EC1602", f"{value} is not {want}", f"input {name!r}", "Store the array in that dtype"
+                    )
                 array = array.astype(want)
             feeds[name] = array
     unknown = [n for n in feeds if n not in ports]

@@ -29,7 +29,7 @@ def fixed_sizes(dims: Mapping[str, Any], symbols: Mapping[str, Any]) -> dict[str
             raise EdgecError("EC1001", "the model has no such symbolic dim", f"--dim {name}", f"It has {known}")
         low, high = symbols[name]
         if not isinstance(size, int):
-            raise EdgecError("EC1001", "one size is needed here, not a range", f"--dim {name}")
+            raise EdgecError("EC1001", "one size is needed here, not a range", f"--dim {name}", f"Such as {name}=4")
         if size < low or (high is not None and size > high):
             raise EdgecError("EC1001", f"{size} is outside of {low}..{'' if high is None else high}", f"--dim {name}")
     return dict(dims)
@@ -125,4 +125,9 @@ def onnxruntime_session(path: Path, threads: int = 0, content: bytes | None = No
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its own exceptions have no common base
         reason = str(error).splitlines()[0]
-        raise EdgecError("EC1103", f"onnxruntime does not load it: {reason}", str(path)) from None
+        raise EdgecError(
+            "EC1103",
+            f"onnxruntime does not load it: {reason}",
+            str(path),
+            "Check the file; edgec verify --by reference does without onnxruntime",
+        ) from None

@@ -73,12 +73,14 @@ def _check(models, host, port, key, names, limits) -> None:
     if not models:
         raise EdgecError("EC1001", "name at least one artifact", "MODELS", "edgec serve model.edgec")
     if len(names) > len(models):
-        raise EdgecError("EC1001", f"{len(names)} names for {len(models)} models", "--model-name")
+        raise EdgecError(
+            "EC1001", f"{len(names)} names for {len(models)} models", "--model-name", "Give at most one name a model"
+        )
     if not 0 <= port < 1 << 16:
-        raise EdgecError("EC1001", f"{port} is no port", "--port")
+        raise EdgecError("EC1001", f"{port} is no port", "--port", "Give one of 1 to 65535, or 0 for one that is free")
     for value, option in zip(limits, ("--max-concurrency", "--max-queue", "--max-body", "--timeout")):
         if not value >= (0 if option == "--max-queue" else 1):
-            raise EdgecError("EC1001", f"{value} is too small", option)
+            raise EdgecError("EC1001", f"{value} is too small", option, "Give a larger number")
     if host not in LOOPBACK and key is None:
         hint = "Set EDGEC_API_KEY or pass --api-key; without --host it listens on this machine only"
         raise EdgecError("EC1001", f"{host} can be reached by others, and there is no key", "--host", hint)

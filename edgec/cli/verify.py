@@ -66,15 +66,22 @@ def verify(
 
     existing(model)
     existing(against, "--against")
-    if sizes < 1 or (tolerance is not None and not tolerance >= 0):
-        raise EdgecError("EC1001", "must not be negative", "--sizes" if sizes < 1 else "--tolerance")
+    if sizes < 1:
+        raise EdgecError("EC1001", f"{sizes} is no number of 1 or more", "--sizes", "Such as --sizes 4")
+    if tolerance is not None and not tolerance >= 0:
+        raise EdgecError("EC1001", f"{tolerance} is no share of 0 or more", "--tolerance", "Such as --tolerance 0.05")
     consts = {n: read_array(v, f"--const {n}") for n, v in (split_pair(c, "--const") for c in const)}
     if emulate:
         from edgec.cli.common import console
         from edgec.emulate import EmulatedSession
 
         if layers:
-            raise EdgecError("EC1001", "intermediates are compared on this machine only", "--layers with --emulate")
+            raise EdgecError(
+                "EC1001",
+                "intermediates are compared on this machine only",
+                "--layers with --emulate",
+                "Compare the layers of a build for this machine, or leave --layers out",
+            )
         session = EmulatedSession(model, threads or 1, progress=console(stderr=True).print)
     elif count:
         raise EdgecError("EC1001", "instructions are counted under emulation", "--count", "Add --emulate")
@@ -158,7 +165,10 @@ def _trials(session, source, given: tuple[str, ...], dims: dict, count: int, see
         except EdgecError as error:
             at = ", ".join(f"{k}={v}" for k, v in sizes.items())
             raise EdgecError(
-                "EC1901", f"the source takes {at}, the artifact does not: {error}", str(session.artifact.path)
+                "EC1901",
+                f"the source takes {at}, the artifact does not: {error}",
+                str(session.artifact.path),
+                "Report this model; --dim tries other sizes",
             ) from None
 
     return sampling.sizes_that_fit(session, fixed, attempt, count, seed)

@@ -93,7 +93,9 @@ def write_whole(state: dict, path: Path) -> None:
         torch.save(state, temporary)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        raise EdgecError("EC1003", f"it cannot be written ({error})", str(path)) from None
+        raise EdgecError(
+            "EC1003", f"it cannot be written ({error})", str(path), "Free some space, or choose another folder"
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -68,7 +68,9 @@ class Lesson:
         self._merge()
         count = len(self.feeds)
         if count < 2:
-            raise EdgecError("EC1302", f"{samples} samples are too few to train on", None, "Give more data")
+            raise EdgecError(
+                "EC1302", f"too few samples to train on: {samples}", None, f"Give {2 * self.batch} or more"
+            )
         self.held = list(range(min(count - 1, 5), count, 10))[: self.most_held]
         self.trained = [i for i in range(count) if i not in set(self.held)]
         self.cache: dict[int, tuple] = {}

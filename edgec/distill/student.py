@@ -203,7 +203,12 @@ class Pair:
             t, s = losses.find(teacher, a, "teacher"), losses.find(student, b, "student")
             sizes = t.shape[-1], s.shape[-1]
             if t.rank != s.rank or not all(isinstance(d, int) for d in sizes):
-                raise EdgecError("EC1001", f"{a} is {t.type}, {b} is {s.type}: they cannot be compared", "--hidden")
+                raise EdgecError(
+                    "EC1001",
+                    f"{a} is {t.type}, {b} is {s.type}: they cannot be compared",
+                    "--hidden",
+                    "Name nodes whose values have one rank and a fixed last size",
+                )
             with torch.random.fork_rng():
                 torch.manual_seed(o.seed)
                 project = (

@@ -126,4 +126,8 @@ def program(arch: str, progress=lambda text: None) -> Path:
 def _run(arguments: list[str]) -> None:
     done = subprocess.run(arguments, capture_output=True, text=True)
     if done.returncode:
-        raise EdgecError("EC1801", f"the runtime does not compile: {done.stderr.strip()[:2000]}")
+        raise EdgecError(
+            "EC1801",
+            f"the runtime does not compile: {done.stderr.strip()[:2000]}",
+            hint="edgec doctor says what emulation needs",
+        )

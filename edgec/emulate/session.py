@@ -114,13 +114,23 @@ class EmulatedSession:
     def _words(self, feeds: Mapping[str, np.ndarray]):
         yield np.int64(0).tobytes()  # parameters
         if unknown := feeds.keys() - {p.name for p in self.inputs}:
-            raise EdgecError("EC1601", "the artifact has none of that name", f"input '{min(unknown)}'")
+            raise EdgecError(
+                "EC1601",
+                "the artifact has none of that name",
+                f"input '{min(unknown)}'",
+                "edgec inspect lists its inputs",
+            )
         for port in self.inputs:
             if port.name not in feeds:
-                raise EdgecError("EC1601", "it is missing", f"input '{port.name}'")
+                raise EdgecError("EC1601", "it is missing", f"input '{port.name}'", "Give an array for each input")
             array = np.asarray(feeds[port.name], order="C")  # ascontiguousarray gives scalars an axis
             if array.dtype != np.dtype(port.dtype):
-                raise EdgecError("EC1602", f"dtype {array.dtype}, expected {port.dtype}", f"input '{port.name}'")
+                raise EdgecError(
+                    "EC1602",
+                    f"dtype {array.dtype}, expected {port.dtype}",
+                    f"input '{port.name}'",
+                    "Convert the array to that dtype",
+                )
             data = array.tobytes()
             yield np.array([array.ndim, *array.shape], np.int64).tobytes() + data + bytes(-len(data) % 8)
 

@@ -119,4 +119,8 @@ def _zig() -> Path:
 def _run(folder: Path, *command: str) -> None:
     done = subprocess.run([str(_zig()), *command], cwd=folder, capture_output=True, text=True)
     if done.returncode:
-        raise EdgecError("EC1403", f"linking failed: {done.stderr.strip()[:2000]}")
+        raise EdgecError(
+            "EC1403",
+            f"linking failed: {done.stderr.strip()[:2000]}",
+            hint="Install ziglang again, or report this: pip install --force-reinstall ziglang",
+        )

@@ -69,7 +69,11 @@ def partition(graph: Graph, fusion: Fusion) -> Parts:
             groups.append([node])
     if refused:
         listed = "".join(f"\n  - {line}" for line in sorted(refused))
-        raise EdgecError("EC1401", f"{len(refused)} ops cannot be lowered:{listed}\n")
+        raise EdgecError(
+            "EC1401",
+            f"ops that cannot be lowered: {len(refused)}{listed}\n",
+            hint="Report this model, or take these out",
+        )
 
     for members in groups:
         group = make_group(members, members[0])

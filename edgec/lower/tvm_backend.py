@@ -104,7 +104,11 @@ class TvmBackend:
             with ThreadPoolExecutor(max_workers=max(1, self.target.cores or os.cpu_count() or 1)) as pool:
                 return (*objects, *pool.map(self._object, parts[1:]))
         except Exception as e:
-            raise EdgecError("EC1403", f"TVM could not compile the model's functions: {e}") from e
+            raise EdgecError(
+                "EC1403",
+                f"TVM could not compile the model's functions: {e}",
+                hint="Report this model; --dump-ir DIR writes what it was given",
+            ) from e
 
     def _object(self, functions: dict) -> bytes:
         built = tvm.get_global_func("target.build.llvm")(tvm.IRModule(functions), self.tvm_target)

@@ -32,7 +32,12 @@ class Encoder:
         ranks = {len(p.shape): p.name for p in reversed(session.outputs) if p.dtype == "float32"}
         self.output, self.pooled = ranks.get(2, ranks.get(3)), 2 in ranks
         if self.roles["ids"] is None or left or self.output is None:
-            raise EdgecError("EC1001", "it is neither a language model nor an encoder of text", str(name))
+            raise EdgecError(
+                "EC1001",
+                "it is neither a language model nor an encoder of text",
+                str(name),
+                "Run it with `edgec run`, or build one with its tokenizer.json beside it",
+            )
         data = session.artifact.members.get("tokenizer.json")
         if data is None:
             hint = "Build it from the folder that has tokenizer.json"

@@ -252,5 +252,5 @@ def test_texts_without_labels_are_refused_where_labels_are_asked_for(lm, tmp_pat
 def test_too_few_samples_to_fit_weights_to(tmp_path):
     path = arrays_with(x=np.zeros((3, 3, 4), np.float32), scale=np.ones((3, 1, 1), np.float32))(tmp_path)
     assert data.load(path, images()).samples == 3
-    with pytest.raises(EdgecError, match=r"EC1302.*3 samples are too few.*Give 4 or more"):
+    with pytest.raises(EdgecError, match=r"EC1302.*too few samples to fit weights to: 3.*Give 4 or more"):
         data.load(path, images(), least=data.LEAST_SAMPLES)

@@ -185,8 +185,8 @@ def test_masks_keep_shapes_and_data_helps():
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("layers=3", "3 layers cannot go: the model has 3"),
-     ("layers=1,attention=2", "2 attentions cannot go beside 1 layers: the model has 3"),
+    [("layers=3", "layers=3 is too many: the model has 3"),
+     ("layers=1,attention=2", "attention=2 and layers=1 are too many: 3 layers have attention"),
      ("conv=20%", "no conv that can be removed"),
      ("ffn=99%", "99% of 192 ffn channels cannot go")],
 )  # fmt: skip

@@ -77,6 +77,8 @@ def test_run_refuses_with_one_message(edgec, artifact, args, status, code, says)
     assert again.status == status
     assert again.json["error"]["code"] == code
     assert set(again.json["error"]) == {"code", "message", "where", "hint"}
+    says_what_would_do = "outside of 0..1000" in done.err or "expected (n, 4)" in done.err
+    assert again.json["error"]["hint"] or says_what_would_do
 
 
 def test_run_refuses_another_dtype(edgec, artifact, tmp_path):

@@ -74,7 +74,9 @@ def choose_layers(
         chosen.append(best)
         fresh = set()
     if len(chosen) < count:
-        raise EdgecError("EC1305", f"only {len(chosen)} of {len(runs)} layers can be left out", "--prune")
+        raise EdgecError(
+            "EC1305", f"only {len(chosen)} of {len(runs)} layers can be left out", "--prune", "Ask for fewer"
+        )
     return [b for j in sorted(chosen) for b in runs[j]]
 
 

@@ -76,14 +76,12 @@ def prune_model(
     work = _work(graph, macs)
     runs = layers(branches(graph))
     if request.layers >= max(1, len(runs)):
-        reason = f"{request.layers} layers cannot go: the model has {len(runs)}"
-        raise EdgecError("EC1305", reason, "--prune")
+        reason = f"layers={request.layers} is too many: the model has {len(runs)}"
+        raise EdgecError("EC1305", reason, "--prune", "Ask for fewer")
     attending = [[b] for run in runs for b in run if b.attends]
     if request.attention and request.attention + request.layers >= max(1, len(attending)):
-        reason = (
-            f"{request.attention} attentions cannot go beside {request.layers} layers: the model has {len(attending)}"
-        )
-        raise EdgecError("EC1305", reason, "--prune")
+        reason = f"attention={request.attention} and layers={request.layers} are too many: {len(attending)} layers have attention"
+        raise EdgecError("EC1305", reason, "--prune", "Ask for fewer")
     free = (*caches, *caches.values())
     wide = Allocator(c := analyse(graph, free), _groups(c, request), cost)
     whole = request.layers + request.attention

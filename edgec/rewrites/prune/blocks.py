@@ -98,7 +98,12 @@ def drop(graph: Graph, gone: Sequence[Branch], caches: Mapping[str, str] = {}) -
     for name in lost:
         past = ports[name]
         if any(n.op == "input" and n["name"] == past for n in used):
-            raise EdgecError("EC1305", f"the cache {past!r} is read outside of the branch too", where=graph.name)
+            raise EdgecError(
+                "EC1305",
+                f"the cache {past!r} is read outside of the branch too",
+                where=graph.name,
+                hint="Prune something else: --prune 20%",
+            )
     alive = {id(n) for n in kept} & {id(n) for n in used}
     for b in gone:
         stays = [n for n in b.inside if id(n) in alive and n.op in ("linear", "conv", "attention", "matmul")]

@@ -174,7 +174,12 @@ class Engine:
             )
         if min(ids) < 0 or max(ids) >= vocab:
             bad = next(i for i in ids if not 0 <= i < vocab)
-            raise EdgecError("EC1001", f"token {bad} is not among the model's {vocab}", "prompt")
+            raise EdgecError(
+                "EC1001",
+                f"token {bad} is not among the model's {vocab}",
+                "prompt",
+                "Take ids of the model's own tokenizer",
+            )
         for name, least in (("max_tokens", 1), ("logprobs", 0)):
             value = getattr(request, name)
             if value is None and name == "logprobs":
@@ -184,7 +189,12 @@ class Engine:
         tokenizer = None
         if request.text or request.stop:
             if self.tokenizer is None:
-                raise EdgecError("EC1701", "text and stop strings need the model's tokenizer", "stop")
+                raise EdgecError(
+                    "EC1701",
+                    "text and stop strings need the model's tokenizer",
+                    "stop",
+                    "Build with --tokenizer FOLDER, or pass ids",
+                )
             tokenizer = self.tokenizer()
         if len(self.waiting) >= self.queue:
             raise EdgecError("EC1606", f"{self.queue} requests are waiting", "queue", "Try again later")

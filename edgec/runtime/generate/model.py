@@ -225,7 +225,7 @@ class LanguageModel(Session):
     ) -> Request:
         """What generate() asks the engine for; see there."""
         if (prompt is None) == (ids is None):
-            raise EdgecError("EC1001", "pass either a prompt or ids", "prompt")
+            raise EdgecError("EC1001", "pass either a prompt or ids", "prompt", "Leave one of them out")
         unknown = [name for name in sampling if name not in SAMPLING]
         if unknown:
             raise EdgecError("EC1001", "there is no such option", unknown[0], f"One of: {', '.join(SAMPLING)}")
@@ -249,11 +249,18 @@ class LanguageModel(Session):
 
     def _encode(self, prompt: str, special: bool) -> list[int]:
         if not isinstance(prompt, str):
-            raise EdgecError("EC1001", f"a prompt is text, not {type(prompt).__name__}", "prompt")
+            raise EdgecError(
+                "EC1001", f"a prompt is text, not {type(prompt).__name__}", "prompt", "Pass a str, or ids=[...]"
+            )
         if not prompt:
             raise EdgecError("EC1001", "the prompt is empty", "prompt", "Give it some text")
         if len(prompt) > LONGEST_TOKEN * self.context:
-            raise EdgecError("EC1608", f"{len(prompt)} characters, the context is {self.context} tokens", "prompt")
+            raise EdgecError(
+                "EC1608",
+                f"{len(prompt)} characters, the context is {self.context} tokens",
+                "prompt",
+                "Shorten the prompt, or load with a larger max_context",
+            )
         ids = self.tokenizer.encode(prompt, special)
         vocab = int(self.lm["vocab"])
         if any(i >= vocab for i in ids):

@@ -52,7 +52,12 @@ class Sampling:
             raise EdgecError("EC1001", f"{self.seed!r} is no integer of 64 bits", "seed")
         for token, bias in self.logit_bias.items():
             if not _is_int(token) or not 0 <= token < vocab or not _is_number(bias) or abs(bias) > 1000:
-                raise EdgecError("EC1001", f"{token!r}: {bias!r} is no token and its bias", "logit_bias")
+                raise EdgecError(
+                    "EC1001",
+                    f"{token!r}: {bias!r} is no token and its bias",
+                    "logit_bias",
+                    "Pass {token id: number from -1000 to 1000}",
+                )
 
 
 def _is_int(value: object) -> bool:

@@ -274,7 +274,12 @@ def special_tokens(*configs: Mapping[str, Any]) -> dict[str, str]:
 def check_messages(messages: Any) -> list[dict[str, Any]]:
     """The messages with their text parts joined. Raises EdgecError EC1001."""
     if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence) or not messages:
-        raise EdgecError("EC1001", "messages are a list of {'role': ..., 'content': ...} that is not empty", "messages")
+        raise EdgecError(
+            "EC1001",
+            "messages are a list of {'role': ..., 'content': ...} that is not empty",
+            "messages",
+            'Such as [{"role": "user", "content": "Hello"}]',
+        )
     checked = []
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
@@ -284,9 +289,9 @@ def check_messages(messages: Any) -> list[dict[str, Any]]:
         if isinstance(content, list):
             parts = [p.get("text") if isinstance(p, Mapping) and p.get("type") == "text" else None for p in content]
             if not all(isinstance(p, str) for p in parts):
-                raise EdgecError("EC1001", "only parts of text are understood", where)
+                raise EdgecError("EC1001", "only parts of text are understood", where, "Leave images and audio out")
             content = "".join(parts)
         if (content is None and not message.get("tool_calls")) or not isinstance(content, (str, type(None))):
-            raise EdgecError("EC1001", "its content is no text", where)
+            raise EdgecError("EC1001", "its content is no text", where, "Pass a string")
         checked.append(dict(message) | {"content": content})
     return checked

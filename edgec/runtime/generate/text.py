@@ -154,9 +154,11 @@ def check_stops(stop: str | Iterable[str]) -> tuple[str, ...]:
     """The stop strings as a tuple. Raises EdgecError EC1001."""
     strings = (stop,) if isinstance(stop, str) else tuple(stop)
     if not all(isinstance(s, str) and s for s in strings):
-        raise EdgecError("EC1001", "a stop string must be a string that is not empty", "stop")
+        raise EdgecError(
+            "EC1001", "a stop string must be a string that is not empty", "stop", "Leave it out, or pass text"
+        )
     if len(strings) > 64 or sum(map(len, strings)) > 1 << 16:
-        raise EdgecError("EC1001", "more than 64 strings or 65536 characters", "stop")
+        raise EdgecError("EC1001", "more than 64 strings or 65536 characters", "stop", "Pass fewer")
     return strings
 
 

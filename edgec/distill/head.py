@@ -15,7 +15,8 @@ from edgec.ir.node import Node
 
 Tensor = torch.Tensor
 WIDE = 2048  # outputs of a product that is worth it
-ROWS = 64
+ROWS = 256  # of a product
+PIECE = 8  # of its logits at once, in caches
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,10 @@ class _Kl(torch.autograd.Function):
             with torch.enable_grad():
                 rows = leaves[0][at : at + ROWS].detach().requires_grad_(grad is not None)
                 s = _apply(modules[1], head.student, rows, tuple(leaves[1:]))
-            t, q = (torch.log_softmax(v.detach().float() / temperature, -1) for v in (t, s))
-            p = t.exp()
-            total += t.sub_(q).mul_(p).sum().double()
-            if s.requires_grad:
-                outer = q.exp_().sub_(p).mul_(temperature / len(x))
-                found = torch.autograd.grad(s, [*([rows] if grad is not None else []), *wanted], outer.to(s.dtype))
+            outer = torch.empty_like(s) if s.requires_grad else None
+            total += _divergence(t, s.detach(), temperature, outer, temperature / len(x))
+            if outer is not None:
+                found = torch.autograd.grad(s, [*([rows] if grad is not None else []), *wanted], outer)
                 if grad is not None:
                     grad[at : at + ROWS], *found = found
                 for a, b in zip(sums, found):
@@ -79,11 +78,27 @@ class _Kl(torch.autograd.Function):
         return (None,) * 5 + tuple(None if v is None else v * g for v in ctx.saved_tensors)
 
 
+def _divergence(t: Tensor, s: Tensor, temperature: float, outer: Tensor | None, factor: float) -> Tensor:
+    """The sum of kl over rows of logits, f64; its gradient by s, times the factor and the temperature, goes to `outer`."""
+    total = torch.zeros((), dtype=torch.float64)
+    for at in range(0, len(t), PIECE):
+        logs = (v[at : at + PIECE].float() for v in (t, s))
+        logs = (v if temperature == 1 else v / temperature for v in logs)
+        wanted, got = (torch.log_softmax(v, -1) for v in logs)
+        p = wanted.exp()
+        total += wanted.sub_(got).mul_(p).sum().double()
+        if outer is not None:
+            outer[at : at + PIECE] = got.exp_().sub_(p).mul_(factor)
+    return total
+
+
 def kl(head: Head, teacher: TorchGraph, student: TorchGraph, wanted: Tensor, x: Tensor, values: Sequence[Tensor],
        temperature: float) -> Tensor:  # fmt: skip
     """losses.distance of the logits. wanted: the teacher's rows before its head, x: the student's, f32[count, size]; values:
     of the student's other operands."""
     theirs = tuple(teacher.constant(i) for i in list(head.teacher.operands())[1:])
+    own = list(head.student.operands())[1:]
+    values = [student.constant(i) if i in student.constants else v for i, v in zip(own, values)]
     return _Kl.apply(head, (teacher, student), wanted, theirs, temperature, x, *values)
 
 

@@ -296,13 +296,30 @@ def _linear(x, w, bias, residual, norm_gain, norm_bias, act, activations, norm, 
         x = _layer_norm(x, norm_gain, norm_bias, x.ndim - 1, eps)
     if activations == "int8":
         x = round_rows(x)
-    y = F.linear(x, w, bias)
     if act in GATED:
-        y = y.unflatten(-1, (-1, 2, PANEL // 2))
-        y = (_ACTS[GATED[act]](y[..., 0, :]) * y[..., 1, :]).flatten(-2)
+        gate, up = F.linear(x, _Apart.apply(w), None if bias is None else _Apart.apply(bias)).chunk(2, -1)
+        y = _ACTS[GATED[act]](gate) * up
     else:
-        y = _ACTS[act](y)
+        y = _ACTS[act](F.linear(x, w, bias))
     return y if residual is None else y + residual
+
+
+class _Apart(torch.autograd.Function):
+    """Rows of gates, then those that they multiply, of panels of both: a pass over weights that need one for autocast
+    anyway. Activations in panels of 8 columns took silu seven times as long."""
+
+    @staticmethod
+    def forward(ctx, w: Tensor) -> Tensor:
+        half = torch.is_autocast_enabled("cpu") and w.dtype == torch.float32
+        ctx.dtype, dtype = w.dtype, torch.get_autocast_dtype("cpu") if half else w.dtype
+        panels = w.unflatten(0, (len(w) // PANEL, 2, PANEL // 2)).transpose(0, 1)
+        return panels.to(dtype, memory_format=torch.contiguous_format, copy=True).view(w.shape)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> Tensor:
+        (grad,) = grads
+        panels = grad.unflatten(0, (2, len(grad) // PANEL, PANEL // 2)).transpose(0, 1)
+        return panels.to(ctx.dtype, memory_format=torch.contiguous_format).reshape(grad.shape)
 
 
 _CONV = (F.conv1d, F.conv2d, F.conv3d)

@@ -316,3 +316,20 @@ def test_values_that_are_kept():
     out, kept = TorchGraph(graph_of(b.exp(y)))({"x": np.ones(3, np.float32)}, keep=[y])
     torch.testing.assert_close(kept[y], torch.tanh(torch.ones(3)))
     torch.testing.assert_close(out["y0"], torch.exp(torch.tanh(torch.ones(3))))
+
+
+@pytest.mark.parametrize("act", sorted(GATED))
+def test_gates_in_half_precision_have_nearly_the_gradients_of_f32(act):
+    """Rows of gates and of what they multiply change places on the way, and back for the gradient."""
+    w, bias = weights(48, 64, seed=1), weights(48, seed=2)
+    graph = graph_of(b.linear(f32("x", "n", 64), w, bias, act=act))
+    x, found = np.random.default_rng(0).standard_normal((9, 64)).astype(np.float32), []
+    for half in (False, True):
+        learned = {c: torch.nn.Parameter(torch.from_numpy(c["data"].array().copy())) for c in (w, bias)}
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            y = TorchGraph(graph, learned)({"x": x})[0]["y0"].float()
+        (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum().backward()
+        found.append([y.detach(), *(p.grad for p in learned.values())])
+    for exact, near in zip(*found):
+        assert near.dtype == exact.dtype and near.shape == exact.shape
+        torch.testing.assert_close(near, exact, rtol=0, atol=0.02 * float(exact.abs().max()))

@@ -7,8 +7,8 @@ usage: python bench/healing.py MODEL DATA [--weights int4] [--prune SPEC] [--epo
 MODEL: an ONNX file or folder. DATA: texts (.txt, .jsonl) or arrays, as edgec build --distill takes. A line for each seed: the
 loss of each output against the source (kl of logits, 1 - cosine of vectors) before and after, and the share of it that is gone.
 Weights are rounded without data. With --prune: "opened" is what pruning and rounding cost together, without any healing;
-then all weights of the pruned model learn (--weight-...), are rounded, and scales learn as ever. --keep writes the graphs'
-weights and artifacts.
+then all weights of the pruned model learn (--weight-...), are rounded, and learn on through the rounding, integers too.
+--keep writes the graphs' weights.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ def main() -> int:
             row["weights"] = report.to_dict()
             say(f"weights {row['weights']}")
             keep(args.keep, f"weights{seed}", graph)
-        graph, report = heal(source, rounded(graph, args.weights), found, options, tick)
+        floats = None if pruned is None else whole(graph, args.weights)
+        graph, report = heal(source, rounded(graph, args.weights), found, options, tick, floats)
         row |= report.to_dict()
         if pruned is not None:
             row["closed"] = 1 - sum(report.after.values()) / sum(opened.values())
@@ -91,6 +92,12 @@ def main() -> int:
 def rounded(graph: Graph, weights: str) -> Graph:
     graph, _, _ = rewrites.as_decoder(graph, "int8")
     return graph if weights == "fp32" else q.quantize(graph, q.Options(weights=weights))[0]
+
+
+def whole(graph: Graph, weights: str) -> Graph | None:
+    """A graph of the rounded one's structure with the weights as they were."""
+    graph, _, _ = rewrites.as_decoder(graph, "int8")
+    return None if weights == "fp32" else q.products(graph, q.Options(weights=weights))
 
 
 def say(text: str) -> None:

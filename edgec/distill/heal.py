@@ -1,5 +1,5 @@
 """A quantized or pruned graph healed against its source: norms, biases and the scales of its weights learn, the integers
-stay. Of a pruned graph that is not quantized yet all weights may learn.
+stay unless the weights that they came from are given. Of a pruned graph that is not quantized yet all weights may learn.
 
 Training norm gains alone was published to close 29% of the gap in KL that 4 bits open; the scales are 20 times as many
 numbers, and as cheap to store: they are there already.
@@ -24,6 +24,7 @@ from edgec.distill.torch_graph import TorchGraph
 from edgec.errors import EdgecError
 from edgec.ir.data import Data
 from edgec.ir.node import Graph, Node, constant
+from edgec.loss import pairs
 from edgec.rewrites.states import rebuilt
 
 Tensor = torch.Tensor
@@ -141,6 +142,70 @@ class Scales(torch.nn.Module):
         return constant(Data.quantized(self.data.type, self.q.numpy(), scale, zero))
 
 
+class _Rounded(torch.autograd.Function):
+    """The nearest integers of a grid times their scales, and what was rounded: the gradient of the weight passes straight
+    through (Bengio et al., https://arxiv.org/abs/1308.3432)."""
+
+    @staticmethod
+    def forward(ctx, latent: Tensor, scale: Tensor, grid: Integers) -> Tensor:
+        half = torch.is_autocast_enabled("cpu")
+        q = grid.nearest(latent, scale)
+        ctx.save_for_backward(q)
+        ctx.group, (n, k) = grid.group, latent.shape
+        made = q * scale[..., None]
+        return (made.to(torch.get_autocast_dtype("cpu")) if half else made).view(n, -1)[:, :k]
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        (grad,) = grads
+        (q,) = ctx.saved_tensors
+        n, k = grad.shape
+        grad = grad.float()
+        padded = torch.nn.functional.pad(grad, (0, -k % ctx.group)).view(n, -1, ctx.group)
+        return grad, (padded * q).sum(-1), None
+
+
+class Integers(Scales):
+    """A quantized weight whose integers learn too: `latent` is what they are rounded from, so that small steps add up. It
+    begins at the weight where that rounds to the integer that is there, elsewhere at the integer's own value."""
+
+    def __init__(self, data: Data, weight: np.ndarray):
+        super().__init__(data)
+        e = data.type.encoding
+        assert e is not None
+        self.low, self.high = (0, 2**e.bits - 1) if e.zero else (-(1 << e.bits - 1), (1 << e.bits - 1) - 1)
+        self.table = torch.tensor(sorted(kernels.TABLE), dtype=torch.float32) if e.table else None
+        w, own = torch.from_numpy(np.array(weight, np.float32)), _centred(self.q, self.zero, self.group)
+        n, k = w.shape
+        same = self.nearest(w, self.scale) == own
+        value = (own * self.scale[..., None]).view(n, -1)[:, :k]
+        self.latent = torch.nn.Parameter(torch.where(same.view(n, -1)[:, :k], w, value))
+        self.unit_size = float(self.latent.detach().abs().mean()) or 1e-3
+
+    def nearest(self, w: Tensor, scale: Tensor) -> Tensor:
+        """The integers of a weight less their zero points, [rows, groups, group]; 0 where a group's scale is 0."""
+        n, k = w.shape
+        x = torch.nn.functional.pad(w, (0, -k % self.group)).view(n, -1, self.group)
+        x = x * torch.where(scale != 0, 1 / scale, 0)[..., None]
+        if self.table is not None:
+            return self.table[torch.bucketize(x, (self.table[1:] + self.table[:-1]) / 2)]
+        if self.zero is None:
+            return x.round_().clamp_(self.low, self.high)
+        zero = self.zero[..., None].float()
+        return x.round_().clamp_(self.low - zero, self.high - zero)
+
+    def forward(self) -> Tensor:
+        return _Rounded.apply(self.latent, self.stored(), self)
+
+    def constant(self) -> Node:
+        n, k = self.latent.shape
+        with torch.no_grad():
+            q = self.nearest(self.latent, self.stored())
+            q = q if self.zero is None else q + self.zero[..., None].float()
+            self.q = q.view(n, -1)[:, :k].to(self.q.dtype).contiguous()
+        return super().constant()
+
+
 class Vector(torch.nn.Module):
     """A gain or bias; delta is the change relative to the mean size of its numbers."""
 
@@ -175,9 +240,11 @@ class Weight(torch.nn.Module):
 Learned = Scales | Vector | Weight
 
 
-def learnable(graph: Graph, weights: bool = False) -> dict[Node, Learned]:
-    """What of the graph's constants learns. Weights of 8 bits, which have lost next to nothing, keep their scales."""
+def learnable(graph: Graph, weights: bool = False, floats: Graph | None = None) -> dict[Node, Learned]:
+    """What of the graph's constants learns. Weights of 8 bits, which have lost next to nothing, keep their scales. floats: see
+    `heal`."""
     found: dict[Node, Learned] = {}
+    before = {} if floats is None else {key: nodes[0]["data"] for key, (_, nodes) in pairs(floats, graph).items()}
     tables = {n.inputs[0] for n in graph.nodes() if n.op == "gather"} | {
         n.inputs[1] for n in graph.nodes() if n.op == "linear" and n.inputs[1].shape[0] > TABLE * n.inputs[1].shape[1]
     }
@@ -193,7 +260,8 @@ def learnable(graph: Graph, weights: bool = False) -> dict[Node, Learned]:
             c = node.inputs[1 if node.op == "linear" else 0]
             e = c.type.encoding if c is not None and c.op == "constant" else None
             if e is not None and e.bits < 8 and c not in found:
-                found[c] = Scales(c["data"])
+                whole = before.get(c["data"].key) if c not in tables else None
+                found[c] = Scales(c["data"]) if whole is None else Integers(c["data"], whole.array())
     return found
 
 
@@ -203,16 +271,18 @@ def heal(
     found: Calibration,
     options: Options | None = None,
     tick: Callable[[Tick], None] = lambda tick: None,
+    floats: Graph | None = None,
 ) -> tuple[Graph, Report]:
     """The graph with better norms, biases and scales: its outputs are nearer to those of `source`, in f32, on the data.
 
-    Shapes, integers and zero points stay, and weights in f32 unless the options say otherwise. A graph that would get no
-    better comes back as it was. Raises EdgecError EC1303 (nothing to learn, outputs that do not match, numbers that are not
-    finite, a node without gradient), EC1302 (too little data).
+    Shapes and zero points stay, integers too, and weights in f32 unless the options say otherwise. floats: a graph of the same
+    structure with the weights as they were before they were quantized; then the integers of products learn as well, from
+    these. A graph that would get no better comes back as it was. Raises EdgecError EC1303 (nothing to learn, outputs that do
+    not match, numbers that are not finite, a node without gradient), EC1302 (too little data).
     """
     o = options or Options()
     torch.set_num_threads(kernels.threads())
-    learned = learnable(graph, o.weights)
+    learned = learnable(graph, o.weights, floats)
     if not learned:
         raise EdgecError("EC1303", "it has no norms, biases or quantized weights that could learn", graph.name,
                          "Leave out --distill")  # fmt: skip
@@ -221,6 +291,7 @@ def heal(
     report.vectors, report.scales, report.weights = (
         sum(m.delta.numel() for m in learned.values() if isinstance(m, kind)) for kind in (Vector, Scales, Weight)
     )
+    report.weights += sum(m.latent.numel() for m in learned.values() if isinstance(m, Integers))
     report.before = lesson.measure()[0]
     steps = max(1, math.ceil(o.epochs * len(lesson.trained) / lesson.accumulate))
     plan = Plan(steps, o.lr, lesson.accumulate, decay=0.0, seed=o.seed, minutes=o.minutes)
@@ -232,6 +303,7 @@ def heal(
     groups: list[dict] = [{"params": [m.delta for m in learned.values() if isinstance(m, Scales)]}]
     groups += [{"params": [m.delta], "scale": o.vectors} for m in learned.values() if isinstance(m, Vector)]
     groups += [{"params": [m.delta], "scale": m.unit} for m in learned.values() if isinstance(m, Weight)]
+    groups += [{"params": [m.latent], "scale": m.unit_size} for m in learned.values() if isinstance(m, Integers)]
     report.steps = len(fit(groups, lesson.loss, len(lesson.trained), plan, seen))
     report.after = lesson.measure()[0]
     before, after = (sum(r.values()) for r in (report.before, report.after))

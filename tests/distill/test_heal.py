@@ -9,19 +9,24 @@ import pytest
 import torch
 from cli.conftest import mlp
 from distill.conftest import write_mlp
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import edgec
 from edgec import kernels
 from edgec.calibrate.data import Calibration
 from edgec.cli import main
-from edgec.distill.heal import Options, Scales, Vector, heal, learnable, of_text
+from edgec.distill.heal import Integers, Options, Scales, Vector, heal, learnable, of_text
 from edgec.distill.torch_graph import TorchGraph
 from edgec.errors import EdgecError
 from edgec.ir import evaluate
+from edgec.ir.data import Data
 from edgec.ir.node import Graph, constant
+from edgec.ir.types import Quantized, TensorType
 from edgec.rewrites.examples import f32, graph_of, weights
 from edgec.rewrites.pattern import b
-from edgec.rewrites.quantize import quantize
+from edgec.rewrites.quantize import Options as QuantizeOptions
+from edgec.rewrites.quantize import products, quantize
 
 K = 96
 
@@ -90,9 +95,6 @@ def test_gradients_of_scales_are_those_of_finite_differences():
 
 def test_tails_of_groups_and_vectors_of_zeros():
     rng = np.random.default_rng(1)
-    from edgec.ir.data import Data
-    from edgec.ir.types import Quantized, TensorType
-
     q = rng.integers(0, 15, (5, 40), endpoint=True).astype(np.uint8)
     scale = rng.standard_normal((5, 2)).astype(np.float16)
     zero = rng.integers(0, 15, (5, 2)).astype(np.uint8)
@@ -125,6 +127,59 @@ def test_scales_of_uneven_steps_learn_and_stay_multiples_of_their_unit():
             back = kernels.unpack(format, kernels.pack(format, c["q"], c["scale"], None), n, k)
             np.testing.assert_array_equal(back[1], c["scale"])
     assert changed > 1000
+
+
+@pytest.mark.parametrize("scheme", ["best", "symmetric", "table"])
+def test_integers_learn_from_the_weights_before_them(scheme):
+    source = model()
+    graph, _ = quantize(source, scheme=scheme)
+    floats = products(source, QuantizeOptions(scheme=scheme))
+    learned = learnable(graph, floats=floats)
+    feeds = samples(1).feeds[0]
+    with torch.no_grad():
+        got = TorchGraph(graph, learned)(feeds)[0]["y0"].numpy()
+    want = evaluate.run(graph, feeds)["y0"]
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-3 * np.abs(want).max())
+    options = Options(epochs=12, lr=8e-3, batch=16)
+    _, before = heal(source, graph, samples(), options)
+    healed, report = heal(source, graph, samples(), options, floats=floats)
+    assert report.closed > before.closed and report.weights >= 1024 * 128
+    assert [n.type for n in graph.nodes()] == [n.type for n in healed.nodes()]
+    changed = 0
+    for old, new in zip(graph.nodes(), healed.nodes()):
+        if old.op == "constant" and old.type.encoding is not None and old.type.encoding.bits == 4:
+            a, c = old["data"].parts(), new["data"].parts()
+            assert c["q"].dtype == a["q"].dtype and ("zero" not in a or (a["zero"] == c["zero"]).all())
+            assert set(np.unique(c["q"])) <= set(np.unique(a["q"]))
+            changed += (a["q"] != c["q"]).mean()
+    assert changed > 0.01
+    fresh = samples(13).feeds[12]
+    want, old, new = (evaluate.run(g, fresh)["y0"].ravel() for g in (source, graph, healed))
+    apart = [1 - x @ want / np.linalg.norm(x) / np.linalg.norm(want) for x in (old, new)]
+    assert apart[1] < 0.5 * apart[0]
+
+
+@given(st.sampled_from(["zero", "symmetric", "table"]), st.integers(1, 70), st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_latent_weights_begin_where_the_integers_are(kind, k, seed):
+    """Also where a rounding that looks at data chose another integer than the nearest, in tails, and in groups of zeros."""
+    rng = np.random.default_rng(seed)
+    groups, values = -(-k // 32), kernels.TABLE if kind == "table" else range(16) if kind == "zero" else range(-8, 8)
+    q = rng.choice(np.array(values), (3, k)).astype(np.uint8 if kind == "zero" else np.int8)
+    scale = (rng.choice([0, 1, -3, 127], (3, groups)) * 2.0**-7).astype(np.float16)
+    zero = rng.integers(0, 16, (3, groups)).astype(np.uint8) if kind == "zero" else None
+    encoding = Quantized(4, 32, zero=kind == "zero", table=kind == "table")
+    data = Data.quantized(TensorType("f32", (3, k), encoding), q, scale, zero)
+    weight = data.array() + rng.standard_normal((3, k)).astype(np.float32) * 0.3 * np.abs(data.array()).mean()
+    module = Integers(data, weight)
+    np.testing.assert_allclose(module().detach().numpy(), data.array(), rtol=1e-6)
+    np.testing.assert_array_equal(module.constant()["data"].array(), data.array())
+    direction = torch.from_numpy(rng.standard_normal((3, k)).astype(np.float32))
+    plain = Scales(data)
+    for m in (module, plain):
+        (m() * direction).sum().backward()
+    torch.testing.assert_close(module.latent.grad, direction)
+    torch.testing.assert_close(module.delta.grad, plain.delta.grad, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("samples", "epochs"), [(5, 4.0), (64, 4.0), (128, 2.0), (256, 1.0), (512, 1.0)])

@@ -35,7 +35,7 @@ def prune(job: Job, graph: Graph) -> Graph:
     job.begin("prune")
     request = p.parse(job.options.prune, job.options.speedup)
     assert request is not None
-    limit = p.SAMPLES if isinstance(decoder.roles(graph), str) else None
+    limit = p.SAMPLES if isinstance(decoder.roles(graph), str) else data.WINDOWS[0]
     load = None
     if job.calib is not None:
         load = functools.partial(data.load, job.calib, graph, job.files, limit=limit, least=data.LEAST_SAMPLES)

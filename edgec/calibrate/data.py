@@ -1,6 +1,6 @@
 """Calibration data: text, conversations or arrays in a file, as inputs of a graph.
 
-    load(path, graph, files, length=256, limit=64, seed=0) -> Calibration
+    load(path, graph, files, length=256, limit=None, seed=0) -> Calibration
 
 | file | holds |
 |---|---|
@@ -35,6 +35,8 @@ from edgec.ir.types import INTS, numpy_dtype
 ROWS = 8  # rows of a batch of texts or samples, where the model leaves the batch open
 STEP = 32  # lengths of rows are multiples of it: each shape is compiled once
 LEAST_TOKENS = 256  # of text, all in all: with fewer, statistics say little
+WINDOWS = 64, 256  # of text, by default: at least, and at most
+VALUE = 160 << 20  # bytes that an embedding of all their tokens may take, which bounds memory
 LEAST_SAMPLES = 4  # of arrays, to fit weights to
 LARGEST = 1 << 30  # bytes of a file of text
 KINDS = ".txt, .jsonl, .npz, or a folder of .npy files"
@@ -72,8 +74,9 @@ def load(
     """Reads and checks everything before it returns.
 
     files: the model's text files by name (`frontend.folder.text_files`); "tokenizer.json" is needed for text. length: tokens
-    of a window (default 256) or of the longest row (default 128). limit: windows (default 64), texts (default 1024) or samples
-    (default 256) to take; which ones, and their order, comes from the seed. labels: the field or array that holds true labels.
+    of a window (default 256) or of the longest row (default 128). limit: windows (default 64 to 256, by the model's width),
+    texts (default 1024) or samples (default 256) to take; which ones, and their order, comes from the seed. labels: the field
+    or array that holds true labels.
     least: rows of arrays that there have to be. Raises EdgecError EC1302 for data that does not
     fit the graph (names, shapes, dtypes, too little of it, values that are not finite), EC1003 for a file that cannot be
     read, EC1701 or EC1702 where text cannot be tokenized or a conversation not be rendered, EC1001 for an argument.
@@ -385,7 +388,7 @@ def _from_texts(
             raise _unfit(
                 "the texts of a causal language model have no labels: they are joined", where, "Leave --labels out"
             )
-        return _windows(texts, graph, causal, tokenizer, length or 256, limit or 64, where)
+        return _windows(texts, graph, causal, tokenizer, length or 256, limit, where)
     assert names is not None
     labels = None if labels is None else labels[order]
     return _padded(texts, graph, names, tokenizer, length or 128, limit or 1024, where, labels)
@@ -413,11 +416,12 @@ def _ports(graph: Graph) -> dict[str, Node]:
     return {n["name"]: n for n in graph.inputs}
 
 
-def _windows(texts, graph: Graph, roles, tokenizer, length: int, limit: int, where: str) -> Calibration:
+def _windows(texts, graph: Graph, roles, tokenizer, length: int, limit: int | None, where: str) -> Calibration:
     ports, ids = _ports(graph), []
     wanted = ports[roles.ids].shape
     rows = wanted[0] if isinstance(wanted[0], int) else 1
     length = wanted[1] if isinstance(wanted[1], int) else _bounded(graph, wanted[1], length)
+    limit = limit or min(max(VALUE // (4 * rows * length * roles.width), WINDOWS[0]), WINDOWS[1])
     for text in texts:
         ids += tokenizer.encode(text)
         if len(ids) >= limit * length * rows:

@@ -1,15 +1,16 @@
 """Weights encoded with calibration, layer by layer: each one makes up for what those before it have done to its input.
 
 A layer's weight W is given X~ by the fp32 model and X by the quantized one. What stands for it is the W' whose output on X
-is nearest to the fp32 model's on X~, drift of the residual that is added included, by damped least squares; then GPTQ
-(gptq.py) rounds W' for X. That is the problem of GPTQv2 (asymmetric calibration, arXiv 2504.02692), solved in two steps.
+is nearest to the fp32 model's on X~, drift of the residual that is added included, by least squares as far as they hold on
+data that they were not fitted to; then GPTQ (gptq.py) rounds W' for X. That is the problem of GPTQv2 (asymmetric
+calibration, arXiv 2504.02692), solved in two steps.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,9 +31,13 @@ CORRECTION = 1.0  # how much of the earlier layers' error a layer makes up for
 DAMP = 0.05  # of each column's H
 EMBEDDING = 0.3  # of a tied table: how much its rows count beside the head's outputs
 KEPT = 1 << 12  # bytes from which a weight is kept in the store: it takes longer to solve than to find
-RUNS = 64  # of the data, that a head's inputs are looked at in; 32 left SmolLM2-135M a KL of 0.069 instead of 0.064
+DAMPS = (0.05, 0.2, 1.0, 4.0)  # of each column's H, that corrections are tried with
+TRIED = 1024  # rows of a weight that this is decided on, at most
 FEW = 4  # rows of inputs for each column of a weight, below which the corrections would fit noise
 ROWS = 1024  # of inputs that are multiplied with each other at once: sums of [K, K] are read and written so rarely
+
+
+Shift = Callable[[np.ndarray, int, int], np.ndarray]  # rows [begin, end) of W -> what is added to them
 
 
 @dataclass
@@ -62,6 +67,24 @@ class Moments:
     h: np.ndarray
     cross: np.ndarray | None
     drift: dict[Node, np.ndarray]
+
+    @staticmethod
+    def empty(k: int, corrects: bool, residuals: Mapping[Node, Node]) -> Moments:
+        drift = {r: np.zeros((r.inputs[1].shape[0], k), np.float32) for r in residuals}
+        return Moments(np.zeros((k, k), np.float32), np.zeros((k, k), np.float32) if corrects else None, drift)
+
+    def target(self, w: np.ndarray, reader: Node, rows: slice) -> np.ndarray:
+        """(Y~ - Y)^T X of these outputs, whose weights are w: a change S of the weights makes S H of it."""
+        assert self.cross is not None
+        found = gptq.product(w, self.cross)
+        return found + self.drift[reader][rows] if reader in self.drift else found
+
+    def add(self, other: Moments) -> None:
+        self.h += other.h
+        if self.cross is not None and other.cross is not None:
+            self.cross += other.cross
+        for r, value in other.drift.items():
+            self.drift[r] += value
 
 
 def solve(
@@ -147,7 +170,7 @@ class _Solver:
             def visit(node: Node, value: np.ndarray, number: int) -> None:
                 gptq.add_moments(h, _rows(value, self.calibration.valid[number]))
 
-            capture(self.graph, [x], self.calibration.feeds[:RUNS], visit, threads=self.threads)
+            capture(self.graph, [x], self.calibration.feeds, visit, threads=self.threads)
             gptq.mirror(h)
             h[np.diag_indices_from(h)] += EMBEDDING * float(np.diagonal(h).mean())
             stored = self._encode(table, encoding, format, key, size, gptq.Hessian.of(h, self.damp), None)
@@ -195,19 +218,19 @@ class _Solver:
             self.streams = [Stream(self.graph, feeds, weights, self.threads) for weights in ({}, self.weights)]
             for stream in self.streams:
                 stream.expect([r for s in self.sites for r in s.readers])
-        moments = self._moments(site, readers)
-        if not np.isfinite(moments.h).all():
+        halves = self._moments(site, readers)
+        if not all(np.isfinite(m.h).all() for m in halves):
             reason = "what it is given on the calibration data is too large or no number"
             raise EdgecError("EC1302", reason, self.graph.origin(readers[0]), "Check the data, and the model in fp32")
-        hessian = gptq.Hessian.of(moments.h, self.damp)
+        shifts = self._shifts(readers, *halves) if len(halves) > 1 else {}
+        hessian = gptq.Hessian.of(halves[0].h, self.damp)
         for r in readers:
             data = r.inputs[1]["data"]
             if data.key in self.weights:
                 continue
             encoding, format, key, size = self._place(data)
-            shift = None if moments.cross is None else self._shift(moments.cross, moments.drift.get(r), hessian)
             try:
-                stored = self._encode(data, encoding, format, key, size, hessian, shift)
+                stored = self._encode(data, encoding, format, key, size, hessian, shifts.get(r))
             except FloatingPointError:
                 raise EdgecError("EC1302", NOT_FINITE, self.graph.origin(r), "Check the model's weights") from None
             if stored is not None:
@@ -220,26 +243,25 @@ class _Solver:
         above = set(topological([site.x]))
         return {r: r.inputs[3] for r in readers if r.inputs[3] is not None and r.inputs[3] in above}
 
-    def _moments(self, site: Site, readers: Sequence[Node]) -> Moments:
+    def _moments(self, site: Site, readers: Sequence[Node]) -> list[Moments]:
         k = site.x.shape[-1]
         # too few rows to correct anything: the fp32 stream may stay where it is
-        corrects = self.correction and sum(map(self._count(site), range(len(self.calibration.feeds)))) >= FEW * k
+        rows = sum(map(self._count(site), range(len(self.calibration.feeds))))
+        corrects = bool(self.correction) and rows >= FEW * k
         residuals = self._residuals(site, readers) if corrects else {}
-        found = Moments(
-            np.zeros((k, k), np.float32),
-            np.zeros((k, k), np.float32) if corrects else None,
-            {r: np.zeros((r.inputs[1].shape[0], k), np.float32) for r in residuals},
-        )
+        halves = [Moments.empty(k, corrects, residuals) for _ in range(2 if corrects else 1)]
         with np.errstate(all="ignore"):  # what is not finite is found in the sums
-            for rows in self._gathered(site, list(dict.fromkeys([site.x, *residuals.values()])), found.cross is None):
-                x, exact = rows[-1][site.x], rows[0]
+            nodes = list(dict.fromkeys([site.x, *residuals.values()]))
+            for number, some in enumerate(self._gathered(site, nodes, not corrects, min(ROWS, rows // 4))):
+                x, exact, found = some[-1][site.x], some[0], halves[number % len(halves)]
                 gptq.add_moments(found.h, x)
                 if found.cross is not None:
                     gptq.add(found.cross, (exact[site.x] - x).T, x)
                 for r, node in residuals.items():
-                    gptq.add(found.drift[r], (exact[node] - rows[1][node]).T, x)
-        gptq.mirror(found.h)
-        return found
+                    gptq.add(found.drift[r], (exact[node] - some[1][node]).T, x)
+        for found in halves:
+            gptq.mirror(found.h)
+        return halves
 
     def _count(self, site: Site) -> Callable[[int], int]:
         """The rows of the site's value in a feed."""
@@ -252,8 +274,11 @@ class _Solver:
 
         return count
 
-    def _gathered(self, site: Site, nodes: list[Node], alone: bool) -> Iterator[list[dict[Node, np.ndarray]]]:
-        """Rows of the nodes in fp32 (unless the other is taken alone) and in the quantized stream, of some feeds at a time."""
+    def _gathered(
+        self, site: Site, nodes: list[Node], alone: bool, least: int
+    ) -> Iterator[list[dict[Node, np.ndarray]]]:
+        """Rows of the nodes in fp32 (unless the other is taken alone) and in the quantized stream, of as many feeds at a
+        time as have that many."""
         which = [1] if alone else [0, 1]
         for i in which:
             self._advance(i, site)
@@ -263,7 +288,7 @@ class _Solver:
             valid = self.calibration.valid[values[0][0]]
             waiting.append([{node: _rows(v, valid) for node, v in found.items()} for _, found in values])
             size += len(waiting[-1][0][site.x])
-            if size >= ROWS:
+            if size >= least:
                 yield _joined(waiting)
                 waiting, size = [], 0
         if waiting:
@@ -278,17 +303,29 @@ class _Solver:
                 pass
         self.passed[which] = at + 1
 
-    def _shift(self, cross: np.ndarray, drift: np.ndarray | None, hessian: gptq.Hessian):
-        """A function of rows [begin, end) of W that gives W' - W."""
-        inverse, cross = hessian.inverse, self.correction * cross
+    def _shifts(self, readers: Sequence[Node], first: Moments, second: Moments) -> dict[Node, Shift]:
+        """For readers that gain by it what W' - W is. The first half gets the sums of both.
 
-        def shift(w: np.ndarray, begin: int, end: int) -> np.ndarray:
-            target = gptq.product(w, cross)
-            if drift is not None:
-                target += self.correction * drift[begin:end]
-            return inverse(target)
+        Least squares follow chance as well, layer after layer. So they are damped and scaled as is best, of those fitted to
+        the first half, for the second one."""
+        best: dict[Node, tuple[float, float, float]] = {}
+        for damp in DAMPS:
+            hessian = gptq.Hessian.of(first.h.copy(), damp)
+            for r in readers:
+                some = slice(0, None, -(-r.inputs[1].shape[0] // TRIED))
+                w = _some(r.inputs[1]["data"], some, self.threads)
+                change = hessian.inverse(first.target(w, r, some))
+                gain = float(np.vdot(second.target(w, r, some), change))
+                cost = float(np.vdot(gptq.product(change, second.h), change))
+                if gain > 0 and cost > 0 and gain * gain / cost > best.get(r, (0.0,))[0]:
+                    best[r] = (gain * gain / cost, damp, min(1.0, gain / cost))
+        first.add(second)
+        hessians = {damp: gptq.Hessian.of(first.h.copy(), damp) for damp in {damp for _, damp, _ in best.values()}}
 
-        return shift
+        def shift(r: Node, damp: float, share: float) -> Shift:
+            return lambda w, begin, end: hessians[damp].inverse(share * first.target(w, r, slice(begin, end)))
+
+        return {r: shift(r, damp, self.correction * share) for r, (_, damp, share) in best.items()}
 
     def _encode(self, data: Data, encoding, format: str, key: str, size: int, hessian: gptq.Hessian, shift):
         """What is stored of the weight; None where numbers beyond f16 leave that to the policy. Raises FloatingPointError
@@ -315,6 +352,15 @@ class _Solver:
             return writer.done(sums)
         finally:
             writer.discard()
+
+
+def _some(data: Data, rows: slice, threads: int) -> np.ndarray:
+    """These rows of a weight, f32, with no whole copy of it."""
+    found = []
+    for begin, block in data.blocks(1):
+        skip = -begin % rows.step
+        found.append(floats(block["value"][skip :: rows.step], threads))
+    return np.concatenate(found)
 
 
 def _joined(parts: list[list[dict[Node, np.ndarray]]]) -> list[dict[Node, np.ndarray]]:

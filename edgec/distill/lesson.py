@@ -71,7 +71,8 @@ class Lesson:
             raise EdgecError(
                 "EC1302", f"too few samples to train on: {samples}", None, f"Give {2 * self.batch} or more"
             )
-        self.held = list(range(min(count - 1, 5), count, 10))[: self.most_held]
+        held = list(range(min(count - 1, 5), count, 10))
+        self.held = held[-(self.most_held or len(held)) :]  # the first ones may have fitted the student's weights
         self.trained = [i for i in range(count) if i not in set(self.held)]
         self.cache: dict[int, tuple] = {}
         self.cached = 0

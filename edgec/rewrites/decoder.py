@@ -21,7 +21,8 @@ _ROWWISE = ("unary", "binary", "elementwise")
 
 @dataclass(frozen=True)
 class Roles:
-    """Names of a language model's inputs and outputs. past, present: caches that are exposed, pair by pair."""
+    """Names of a language model's inputs and outputs. past, present: caches that are exposed, pair by pair. vocab: logits of
+    a token; width: of its embedding."""
 
     ids: str
     logits: str
@@ -30,6 +31,7 @@ class Roles:
     past: tuple[str, ...] = ()
     present: tuple[str, ...] = ()
     vocab: int = 0
+    width: int = 0
 
 
 def roles(graph: Graph) -> Roles | str:
@@ -37,10 +39,10 @@ def roles(graph: Graph) -> Roles | str:
     nodes = graph.nodes()
     tables = [n for n in nodes if n.op == "gather" and n["axis"] == 0 and n.inputs[0].op == "constant"
               and n.inputs[0].rank == 2 and n.inputs[0].dtype in FLOATS]  # fmt: skip
-    found = [(n.inputs[0].shape[0], i) for n in tables if (i := _input_of(n.inputs[1])) is not None and i.rank == 2]
+    found = [(n.inputs[0].shape, i) for n in tables if (i := _input_of(n.inputs[1])) is not None and i.rank == 2]
     if not found:
         return "no input chooses rows of an embedding"
-    ids = max(found, key=lambda pair: pair[0])[1]
+    (_, width), ids = max(found, key=lambda pair: pair[0][0])
     logits = [(name, n) for name, n in graph.outputs if isinstance(n.type, TensorType) and n.dtype in FLOATS
               and n.rank == 3 and n.shape[0] == ids.shape[0] and isinstance(n.shape[2], int)
               and n.shape[1] in (ids.shape[1], *map(symbol, graph.parameters))]  # fmt: skip
@@ -63,7 +65,7 @@ def roles(graph: Graph) -> Roles | str:
             return f"nothing is known to feed the input {node['name']!r}"
         given[role] = node["name"]
     return Roles(ids["name"], name, given.get("mask"), given.get("positions"), tuple(c.past["name"] for c in pairs),
-                 tuple(c.present for c in pairs), output.shape[2])  # fmt: skip
+                 tuple(c.present for c in pairs), output.shape[2], width)  # fmt: skip
 
 
 def _role(node: Node, ids: Node, masked: bool) -> str | None:

@@ -67,6 +67,19 @@ def test_outputs_come_nearer(tmp_path, scheme):
     assert errors["whole"] < 0.8 * errors["none"], errors
 
 
+def test_corrections_do_not_follow_chance(tmp_path):
+    """Many layers behind each other, few rows a column: each one's chance would add up to what the rest gains."""
+    graph = chain(96, 12)
+    plan = {s.readers[0].inputs[1]["data"].key: _int4("table") for s in sites(graph)}
+    options = Options(scheme="table", plan=plan)
+    made, held = calibration(graph, tmp_path, 16), calibration(graph, tmp_path, 8, seed=1)
+    alone, whole = (
+        output_error(graph, quantize(graph, solve(graph, made, options, **o))[0], held.feeds)
+        for o in ({"correction": 0}, {})
+    )
+    assert whole < 0.9 * alone
+
+
 def _int4(scheme: str):
     from edgec.ir.types import Quantized
 

@@ -211,7 +211,7 @@ def caller(cg: CompiledGroups, index: int, node, x: np.ndarray, x_node, threads:
                 args.append(ctypes.c_int64(what))
                 continue
             if kind == "packed":
-                array = packing[0].packed(what["data"]).array()
+                array = packing[0].packed(*(node["data"] for node in what)).array()
             elif kind == "scratch":
                 array = np.empty(what, np.uint8)
             else:

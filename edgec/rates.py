@@ -52,6 +52,7 @@ FAMILIES: Mapping[str, Family] = {
     "attention": Family(macs=0.95, operations=0.19, moved=0.5),
     "recurrent": Family(macs=0.6, operations=0.3),
     "conv": Family(macs=0.88, moved=0.3),
+    "int8 conv": Family("int8", macs=1.2, moved=0.3),
     "depthwise": Family(macs=0.75, moved=0.17),
     "conv_transpose": Family(macs=0.75, moved=0.25),
     "map": Family(operations=1.0, moved=0.6),

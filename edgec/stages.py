@@ -96,6 +96,10 @@ def quantize(job: Job) -> Graph:
         layouts=job.target.layouts,
         tick=job.share,
     )
+    if job.calibration is not None and job.target.int8_convs:
+        from edgec.calibrate import convs
+
+        options = convs.solve(job.graph, job.calibration, options, job.share)
     before, job.encoding = job.graph, options
     if o.bits is not None and o.bits > 4.25:
         options = _mixed(job, options, o.bits)

@@ -52,6 +52,11 @@ class Target:
         return self.packed if self.matrix_unit != "none" else ()
 
     @property
+    def int8_convs(self) -> bool:
+        """Whether compiled convolutions multiply bytes faster than floats."""
+        return self.arch == "x86_64" or "dotprod" in self.requires
+
+    @property
     def kernel_features(self) -> frozenset[str]:
         """What hand-written kernels may ask for, by the names in `edgec kernels`. That AMX works is seen at load only."""
         amx = ("amx", "amx2") if "i8mm" in self.requires else ("amx",)
@@ -67,7 +72,7 @@ class Target:
 ACCELERATE = "nk"  # the layout of float weights that Accelerate reads, and NEON
 # what a loader finds out of a CPU (csrc/runtime/cpu.cpp), by LLVM's names
 DETECTED = frozenset({"dotprod", "fullfp16", "i8mm", "bf16", "sme", "sme2", "neon", "ssse3", "sse4.2", "popcnt", "avx2", "fma",
-                      "f16c", "bmi2"})  # fmt: skip
+                      "f16c", "bmi2", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"})  # fmt: skip
 ARCHITECTURES = ("x86_64", "aarch64")
 _CHOICES = {
     "matrix_unit": ("none", "amx", "sme2"),
@@ -180,7 +185,7 @@ def host() -> Target:
 
     flags = set(_core.cpu_features())
     if machine in ("x86_64", "amd64"):
-        fitting = [t for t in map(load, ("x86-64-v2", "x86-64-v3")) if flags.issuperset(t.requires)]
+        fitting = [t for t in map(load, ("x86-64-v2", "x86-64-v3", "x86-64-vnni")) if flags.issuperset(t.requires)]
     elif machine in ("aarch64", "arm64"):
         fitting = _arm(flags)
     else:

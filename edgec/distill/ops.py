@@ -333,8 +333,12 @@ def _spatial_pad(x: Tensor, pads, value: float = 0.0) -> Tensor:
 
 
 @_op("conv")
-def _conv(x, w, bias, residual, strides, pads, dilations, group, act) -> Tensor:
+def _conv(x, w, bias, residual, grid, strides, pads, dilations, group, act) -> Tensor:
     f = _CONV[x.ndim - 3]
+    if grid is not None:  # the gradient passes the rounding, as round_rows'
+        step, zero = (v.reshape(1, -1, *[1] * (x.ndim - 2)) for v in grid)
+        exact = x / step
+        x = exact + (torch.clamp(torch.round(exact + zero), 0, 255) - zero - exact).detach()
     y = _ACTS[act](f(_spatial_pad(x, pads), w, bias, stride=strides, dilation=dilations, groups=group))
     return y if residual is None else y + residual
 

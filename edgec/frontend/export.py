@@ -428,6 +428,8 @@ def _window(w: _Writer, node: Node, x: str) -> tuple[str, dict]:
 
 @_form("conv")
 def _conv(w: _Writer, node: Node, args: list) -> str:
+    if args[4] is not None:
+        raise _refuse(node, w, "its input is rounded to integers")
     x, attrs = _window(w, node, args[0])
     y = w.act(w.emit("Conv", x, *args[1:3], group=node["group"], **attrs), node["act"], node.dtype)
     return y if args[3] is None else w.emit("Add", y, args[3])

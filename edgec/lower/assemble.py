@@ -276,7 +276,7 @@ class Assembler:
             if kind == "value":
                 args.append(Arg.of(self.value(arg)))
             elif kind == "packed":
-                data = packing[0].packed(arg["data"])
+                data = packing[0].packed(*(node["data"] for node in arg))
                 args.append(Arg.of(self._constant(data, data.type)))
             elif kind == "dim":
                 args.append(Arg.dim(self.dim(arg)))

@@ -106,6 +106,7 @@ def _group(unit: Unit, origin: str) -> StepCost:
         count = macs(main)
         w = main.inputs[1]
         family = "depthwise" if main.op == "conv" and w.shape[1] == 1 and main["group"] > 1 else main.op
+        family = "int8 conv" if main.op == "conv" and main.inputs[4] is not None else family
     elif family in ("map", "rows", "pool", "resize"):
         for node in group.nodes:
             if node.op in ("max_pool", "avg_pool"):

@@ -27,8 +27,8 @@ class Compiled:
     """How to call a group's function: f(*args, begin, end) over slices of [0, extent).
 
     symbol: the function's name; equal groups share one. args: ("value", Node) | ("dim", Dim) | ("scratch", Dim
-    bytes, for each worker) | ("packed", constant Node, packing): packing.packed(the constant's data), a handle of what
-    is stored instead of it. grain: the least units that make a slice of about 10 us.
+    bytes, for each worker) | ("packed", constant Nodes, packing): packing.packed(*data of the constants), a handle
+    of what is stored instead of them. grain: the least units that make a slice of about 10 us.
     """
 
     symbol: str

@@ -66,7 +66,9 @@ class TvmBackend:
         values = {number: node for node, number in structure.numbers.items()}
 
         def bound(arg):
-            if arg[0] in ("value", "packed"):
+            if arg[0] == "packed":
+                return (arg[0], tuple(values[number] for number in arg[1]), *arg[2:])
+            if arg[0] == "value":
                 return (arg[0], values[arg[1]], *arg[2:])
             return (arg[0], substitute(arg[1], back))
 
@@ -84,7 +86,9 @@ class TvmBackend:
         there = {name: symbol(f"s{i}") for name, i in structure.symbols.items()}
 
         def free(arg):
-            if arg[0] in ("value", "packed"):
+            if arg[0] == "packed":
+                return (arg[0], tuple(structure.numbers[node] for node in arg[1]), *arg[2:])
+            if arg[0] == "value":
                 return (arg[0], structure.numbers[arg[1]], *arg[2:])
             return (arg[0], substitute(arg[1], there))
 

@@ -15,6 +15,7 @@ from edgec.cache import Store
 from edgec.ir.data import Data, Packed, Parts, key_text
 from edgec.ir.types import Quantized, TensorType
 
+PAIR = 128  # 128 * 255 fits int16
 SAMPLES = 4  # places that a sample's rows are taken from
 Tick = Callable[[int], None]  # weights done
 
@@ -122,19 +123,26 @@ def encoded(
     return new, 10 * math.log10(max(signal, 1e-300) / noise)
 
 
-def in_channels(data: Data) -> tuple[Data, float]:
-    """Weights [M, ...] f32 as int8 with a scale for each of the first axis, and their signal-to-noise ratio in dB (NaN:
-    numbers that are not finite). The scale is the one of least squared error among some below the largest value's."""
+def in_channels(data: Data, paired: bool = False) -> tuple[Data, float]:
+    """Weights [M, C, ...] f32 as int8 with a scale for each of the first axis, and their signal-to-noise ratio in dB (NaN:
+    numbers that are not finite). The scale is the one of least squared error among some below the largest value's.
+
+    paired: products with 0..255 of channels 2i and 2i + 1 shall fit int16 together, whatever the activations.
+    """
 
     @cache
     def channels() -> tuple[np.ndarray, np.ndarray]:
         w = np.asarray(data.array(), np.float32).reshape(data.shape[0], -1)
         largest = np.abs(w).max(1)
+        if paired:  # both of one sign round up at most
+            largest = np.maximum(largest, _pairs(w.reshape(data.shape)) / np.float32(PAIR - 1) * np.float32(127))
         scale, q, least = np.ones_like(largest), np.zeros(w.shape, np.int8), np.full(len(w), np.inf)
         for share in np.linspace(1, 0.8, 9):
             tried = np.maximum(largest * np.float32(share / 127), np.float32(1e-30))
             rounded = np.clip(np.rint(w / tried[:, None]), -127, 127)
             error = np.square(rounded * tried[:, None] - w).sum(1)
+            if paired:
+                error = np.where(_pairs(rounded.reshape(data.shape)) <= PAIR, error, np.inf)
             better = error < least
             least, scale[better], q[better] = np.where(better, error, least), tried[better], rounded[better]
         return q.reshape(data.shape), scale
@@ -146,9 +154,17 @@ def in_channels(data: Data) -> tuple[Data, float]:
     w = np.asarray(data.array(), np.float64)
     if not np.isfinite(w).all():
         return data, math.nan
-    new = Data(data.type, ("channels", data.key), value, channels=channels)
+    new = Data(data.type, ("channels", data.key, paired), value, channels=channels)
     noise, signal = float(np.square(new.array() - w).sum()), float(np.square(w).sum())
     return new, 10 * math.log10(max(signal, 1e-300) / noise) if noise else math.inf
+
+
+def _pairs(w: np.ndarray) -> np.ndarray:
+    """Of each of the first axis the largest sum of what is positive, or negative, in channels 2i and 2i + 1 at one place."""
+    w = np.pad(w, [(0, 0), (0, w.shape[1] % 2), *[(0, 0)] * (w.ndim - 2)]).reshape(
+        w.shape[0], -1, 2, math.prod(w.shape[2:])
+    )
+    return np.maximum(np.maximum(w, 0).sum(2), np.maximum(-w, 0).sum(2)).reshape(len(w), -1).max(1, initial=0)
 
 
 def packed_data(type: TensorType, key, packed: Packed) -> Data:

@@ -1,8 +1,8 @@
 """Weights become groups of small integers: a rewrite, with a policy whose every decision is reported.
 
 A `linear` with a constant weight gets a grouped int4 or int8 weight and int8 activations; a gather along axis 0 of a
-large table gets an int8 table; a convolution that is no product gets int8 weights, a scale for each output channel, and
-computes in fp32. What is tiny stays float, what int4 would hurt gets int8; each with its reason.
+large table gets an int8 table; a convolution gets what convs.py says. What is tiny stays float, what int4 would hurt
+gets int8; each with its reason.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from edgec.errors import EdgecError
 from edgec.ir.data import BLOCK
 from edgec.ir.node import Data, Graph, Node, constant
 from edgec.ir.types import Quantized
+from edgec.rewrites import convs
 from edgec.rewrites.encode import encoded, in_channels, nbytes, sample
 from edgec.rewrites.engine import Match, Phase, Rule, rule, run
 from edgec.rewrites.examples import f32, i64, weights
-from edgec.rewrites.movement import TABLE, reshaped
+from edgec.rewrites.movement import TABLE
 from edgec.rewrites.pattern import b, const, optional, p, var
 
 MODES = ("fp32", "int8", "int4")
@@ -32,9 +33,7 @@ SAMPLE_ROWS = 128  # enough to tell two schemes apart
 NARROW = 16  # neither N nor K below this
 LOW_SNR_DB = 17.0  # int4 below this signal-to-noise ratio becomes int8 (a normal distribution at group 32 has 20 dB)
 LOW_SNR_8_DB = 25.0  # int8 below this stays float (a normal distribution at group 128 has 44 dB)
-CONV_CHANNELS = 256  # a 1x1 convolution of fewer channels would lose more to the transposes than int4 gains
 NOT_FINITE = "it holds numbers that are not finite"
-WINDOW_CHANNELS = 64  # the same for input channels of larger windows, whose pieces of rows are copied
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,8 @@ class Options:
     in the squared error (calibration's mean square of the activations). embedding: bits of tables. store: where the
     encoded weights go, packed in the layouts that the target prefers. plan: key of a weight -> the encoding it is to have.
     solved: key of a linear's weight -> what calibration made of it. tick: called with (weights done, of how many).
+    grids: key of a convolution's weight -> steps and zero points [2, C] that its input may be rounded to in 8 bits;
+    in_floats: those that must not be, and why.
     """
 
     weights: str = "int4"
@@ -72,6 +73,8 @@ class Options:
     layouts: tuple[str, ...] = ()
     plan: Mapping[object, Quantized] = field(default_factory=dict)
     solved: Mapping[object, Solved] = field(default_factory=dict)
+    grids: Mapping[object, np.ndarray] = field(default_factory=dict)
+    in_floats: Mapping[object, str] = field(default_factory=dict)
     tick: Callable[[int, int], None] = lambda done, total: None
 
     def __post_init__(self):
@@ -91,7 +94,8 @@ class Options:
 class Choice:
     """What became of one weight. bits 32: left as it was; `reason` says why it is not of the bits asked for.
 
-    output_snr_db: of what the weight gives on the calibration inputs, None without any.
+    output_snr_db: of what the weight gives on the calibration inputs, None without any. activations: bits of what it is
+    multiplied by.
     """
 
     name: str
@@ -106,6 +110,7 @@ class Choice:
     nbytes: int
     reason: str = ""
     output_snr_db: float | None = None
+    activations: int = 32
 
     def as_dict(self) -> dict:
         """For JSON: numbers that are not finite are None."""
@@ -338,88 +343,44 @@ class Quantizer:
             new = self.encode(m.w["data"], "embedding")
             return new if isinstance(new, str) else b.gather(constant(new), m.i, axis=0)
 
-        @rule(
-            p.conv(
-                var("x"), const("w", lambda w: w.dtype == "f32"), optional("bias"), optional("residual"), name="node"
-            ),
-            promise="ulp:4",
-            examples=[
-                lambda: _conv(256, 256),
-                lambda: _conv(256, 256, residual=True),
-                lambda: _conv(64, 256, kernel=(3, 2), strides=(2, 1), pads=(1, 0, 1, 1), dilations=(1, 2)),
-            ],
-            misses=[lambda: _conv(16, 256), lambda: _conv(16, 256, kernel=(3, 3)), lambda: _conv(256, 16)],
-            into=made,
-        )
-        def conv_to_linear(m: Match):
-            """A convolution is a product over channels and window, once they are the last axis."""
-            node, options = m.node, self.options
-            if options.weights == "fp32" or not options.conv:
-                return "it stays a convolution"
-            (outs, channels), kernel, n = m.w.shape[:2], m.w.shape[2:], node.rank - 2
-            if node["group"] != 1:
-                return "it is in groups"
-            if outs < CONV_CHANNELS or channels < (CONV_CHANNELS if math.prod(kernel) == 1 else WINDOW_CHANNELS):
-                return "so few channels gain less than copying the windows costs"
-            from edgec.rewrites.fold import const_node
+        return [*made, *convs.rules(self)]
 
-            last = (0, *range(2, node.rank), 1)
-            first = (0, node.rank - 1, *range(1, node.rank - 1))
-            x, pads = b.transpose(m.x, perm=last), node["pads"]
-            if any(pads):
-                x = b.pad(x, None, before=(0, *pads[:n], 0), after=(0, *pads[n:], 0), mode="constant")
-            sizes, steps = (node.shape[0], *node.shape[2:], channels), (1, *node["strides"], 1)
-            if math.prod(kernel) > 1 or any(s != 1 for s in steps):
-                corners = [[k * d for k, d in zip(at, node["dilations"])] for at in np.ndindex(*kernel)]
-                parts = [b.slice(x, starts=(0, *at, 0), sizes=sizes, steps=steps) for at in corners]
-                x = parts[0] if len(parts) == 1 else b.concat(*parts, axis=node.rank - 1)
-            w = const_node("transpose", m.w, perm=last)
-            w = const_node("reshape", w, shape=(outs, channels * math.prod(kernel)))
-            residual = None if m.residual is None else b.transpose(m.residual, perm=last)
-            y = b.linear(x, w, m.bias, residual, act=node["act"])
-            return reshaped(b.transpose(y, perm=first), node.shape)
+    # --- convolutions ----------------------------------------------------------------------------------------------
 
-        @rule(
-            p.conv(
-                var("x"), const("w", lambda w: w.dtype == "f32"), optional("bias"), optional("residual"), name="node"
-            ),
-            promise="lossy",
-            examples=[lambda: _conv(16, 256), lambda: _conv(16, 32, kernel=(3, 3), residual=True)],
-            misses=[lambda: _conv(16, 16)],
-            into=made,
-        )
-        def quantize_conv(m: Match):
-            if not self.options.conv:
-                return "it stays a convolution of floats"
-            new = self.encode_conv(m.w["data"])
-            return new if isinstance(new, str) else b.conv(m.x, constant(new), m.bias, m.residual, **m.node.attrs)
+    def rounds(self, node: Node) -> bool:
+        """Whether a convolution of constant weights computes in 8 bits."""
+        w, o = node.inputs[1], self.options
+        assert w is not None
+        key = w["data"].key
+        return key in o.grids and key not in o.in_floats and convs.in_floats(node) is None
 
-        return made
-
-    def encode_conv(self, data: Data) -> Data | str:
-        """A convolution's weights [M, ...] in 8 bits with a scale for each output channel; or why they stay."""
+    def encode_conv(self, data: Data, grid: np.ndarray | None = None) -> Data | str:
+        """A convolution's weights [M, ...] in 8 bits with a scale for each output channel, for an input on the grid also
+        where they are few; or why they stay."""
         if data.channels is not None:
             return "it is in 8 bits"
         key = (data.key, "conv")
         if key not in self._encoded:
-            self._encoded[key], self.choices[key] = self._decide_conv(data)
+            self._encoded[key], self.choices[key] = self._decide_conv(data, grid)
         return self._encoded[key] or self.choices[key].reason
 
-    def _decide_conv(self, data: Data) -> tuple[Data | None, Choice]:
-        shape = data.shape
+    def _decide_conv(self, data: Data, grid: np.ndarray | None) -> tuple[Data | None, Choice]:
+        o, shape = self.options, data.shape
         count, k = math.prod(shape), math.prod(shape[1:])
-        reason = "fp32 is asked for" if self.options.weights == "fp32" else "too small to gain"
+        reason = "fp32 is asked for" if o.weights == "fp32" else o.in_floats.get(data.key, "too small to gain")
         found, snr = None, math.inf
-        if self.options.weights != "fp32" and count >= TINY and k >= NARROW:
-            found, snr = in_channels(data)
+        if o.weights != "fp32" and (grid is not None or (count >= TINY and k >= NARROW)):
+            found, snr = in_channels(data) if grid is None else in_channels(convs.stepped(data, grid[0]), True)
             if math.isnan(snr):
                 found, snr, reason = None, math.inf, NOT_FINITE
             elif snr < LOW_SNR_8_DB:
                 found, snr, reason = None, math.inf, f"int8 would leave {snr:.1f} dB"
         if found is None:
             return None, Choice("conv", "conv", shape, 32, 0, False, snr, 4 * count, reason)
-        why = "convolutions of so few channels are kept in 8 bits" if self.options.weights == "int4" else ""
-        return found, Choice("conv", "conv", shape, 8, k, False, snr, count + 4 * shape[0], why)
+        why = "convolutions of so few channels are kept in 8 bits" if o.weights == "int4" else ""
+        why = o.in_floats.get(data.key, why)
+        choice = Choice("conv", "conv", shape, 8, k, False, snr, count + 4 * shape[0], why)
+        return found, dataclasses.replace(choice, activations=32 if grid is None else 8)
 
     def rename(self, names: Mapping[object, str]) -> None:
         """Names by key of what the weights became: those of the graph that came out."""
@@ -430,15 +391,6 @@ class Quantizer:
     def report(self) -> list[Choice]:
         """Every weight that was looked at, the largest first."""
         return sorted(self.choices.values(), key=lambda c: -math.prod(c.shape))
-
-
-def _conv(
-    c: int, n: int, kernel=(1, 1), strides=(1, 1), pads=(0, 0, 0, 0), dilations=(1, 1), residual: bool = False
-) -> Node:
-    x, w = f32("x", 1, c, 4, 5), weights(n, c, *kernel, scale=0.1)
-    attrs = {"strides": strides, "pads": pads, "dilations": dilations}
-    r = f32("r", *b.conv(x, w, **attrs).shape) if residual else None
-    return b.conv(x, w, weights(n), r, **attrs)
 
 
 def quantize_phase(options: Options, keep: list[Quantizer] | None = None) -> Phase:

@@ -72,7 +72,7 @@ class CompiledGroups:
                 args.append(ctypes.c_int64(evaluate(what, dims)))
                 continue
             if kind == "packed":
-                packed = packing[0].packed(what["data"]).array()
+                packed = packing[0].packed(*(node["data"] for node in what)).array()
                 memory, array = _guarded(packed.shape, packed.dtype)
                 array[...] = packed
             elif kind == "scratch":

@@ -283,3 +283,110 @@ def test_weights_in_8_bits_are_what_an_artifact_computes_with(c, seed):
     want = run(graph, {n["name"]: feeds[n] for n in inputs})["y"]
     assert len(stored) == 1 or not want.size
     np.testing.assert_allclose(got, want, rtol=0, atol=2e-5 * max(1.0, float(np.abs(want).max(initial=0))))
+
+
+# --- integers ----------------------------------------------------------------------------------------------------------
+
+
+def unit_targets():
+    """Of each way to multiply bytes that this CPU has, a target."""
+    from edgec import _core, targets
+
+    names = ("x86-64-v2", "x86-64-v3", "x86-64-vnni") if targets.host().arch == "x86_64" else ("aarch64-generic",)
+    found = [t for t in map(targets.load, names) if set(t.requires) <= set(_core.cpu_features())]
+    return [*found, targets.host()]
+
+
+UNITS = unit_targets()
+
+
+def rounded_conv(c, rng, spiced: bool):
+    """The case on a grid: weights of int8, some of the largest that may be, inputs beyond the grid and not finite."""
+    from edgec.ir.data import Data
+    from edgec.rewrites.encode import in_channels
+
+    node, feeds, dims = conv_of(c | {"dtype": "f32", "constant": True}, rng)
+    x, w, bias, residual, _ = node.inputs
+    numbers = w["data"].array()
+    if spiced:
+        numbers = np.where(rng.random(numbers.shape) < 0.5, np.sign(numbers), numbers).astype(np.float32)
+        special = [np.inf, -np.inf, np.nan, 1e30, -1e30, 3e8]
+        feeds[x] = np.where(rng.random(feeds[x].shape) < 0.1, rng.choice(special, feeds[x].shape), feeds[x])
+        feeds[x] = feeds[x].astype(np.float32)
+    data = in_channels(Data.of(numbers), True)[0]
+    channels = c["x"][1]
+    # powers of two, so that what the oracle rounds is what the kernel rounds, to the last tie
+    steps = np.exp2(rng.integers(-8, 0, channels)).astype(np.float32)
+    grid = constant(np.stack([steps, rng.choice([0, 1, 77, 128, 254, 255], channels)]).astype(np.float32))
+    node = make("conv", x, constant(data), bias, residual, grid, **node.attrs)
+    return node, feeds, dims
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@given(convolutions(), st.integers(0, 2**32), st.booleans())
+def test_conv_of_integers(c, seed, spiced):
+    """Every instruction set against the reference, and the same bits from all (of those that fuse their additions)."""
+    node, feeds, dims = rounded_conv(c, np.random.default_rng(seed), spiced)
+    want = reference([node], feeds, dims)[0].astype(np.float64)
+    scale = max(1.0, float(np.abs(want).max(initial=0)))
+    found = {}
+    for target in UNITS:
+        groups = CompiledGroups(target)
+        index = groups.add(group_of("conv", [node], node.operands()))
+        found[target.name] = groups.call(index, feeds, dims, c["cuts"])[0]
+        np.testing.assert_allclose(found[target.name], want, rtol=0, atol=scale * 2e-5, err_msg=target.name)
+    if {"x86-64-v3", "x86-64-vnni"} <= found.keys() and c["attrs"]["act"] in ("none", "relu"):
+        np.testing.assert_array_equal(found["x86-64-v3"], found["x86-64-vnni"])
+
+
+@pytest.mark.parametrize("channels", [70, 515])
+def test_conv_of_integers_sums_channels_in_chunks(channels):
+    """Largest integers on both sides, and lanes that are not full."""
+    rng = np.random.default_rng(channels)
+    case = {
+        "x": (2, channels, 9, 37),
+        "w": (13, channels, 3, 3),
+        "open": True,
+        "bias": True,
+        "residual": True,
+        "cuts": (0.4,),
+        "attrs": {"strides": (1, 2), "pads": (1,) * 4, "dilations": (1, 1), "act": "relu"},
+    }
+    node, feeds, dims = rounded_conv(case, rng, True)
+    want = reference([node], feeds, dims)[0]
+    for target in UNITS:
+        groups = CompiledGroups(target)
+        got = groups.call(groups.add(group_of("conv", [node], node.operands())), feeds, dims, case["cuts"])[0]
+        np.testing.assert_allclose(got, want, rtol=0, atol=float(np.abs(want).max()) * 2e-5, err_msg=target.name)
+
+
+def test_integers_that_no_sum_holds_are_refused():
+    from edgec.ir.data import Data
+    from edgec.lower.fusion import supports
+    from edgec.rewrites.convs import LONGEST
+    from edgec.rewrites.encode import in_channels
+
+    x = make("input", name="x", type=TensorType("f32", (1, LONGEST + 1, 1, 1)))
+    w = np.ones((1, LONGEST + 1, 1, 1), np.float32)
+    grid = constant(np.ones((2, LONGEST + 1), np.float32))
+    attrs = {"strides": (1, 1), "pads": (0,) * 4, "dilations": (1, 1)}
+    node = make("conv", x, constant(in_channels(Data.of(w), True)[0]), None, None, grid, **attrs)
+    assert "32 bits" in supports(node)
+    assert "weights that are none" in supports(make("conv", x, constant(w), None, None, grid, **attrs))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 3), st.integers(0, 2**32))
+def test_pairs_of_weights_stay_within_int16(rows, channels, taps, seed):
+    from edgec.ir.data import Data
+    from edgec.rewrites.encode import in_channels
+
+    rng = np.random.default_rng(seed)
+    w = (rng.standard_normal((rows, channels, taps)) * np.exp2(rng.integers(-40, 40, (rows, 1, 1)))).astype(np.float32)
+    w[rng.random(w.shape) < 0.3] = np.abs(w).max()
+    data, snr_db = in_channels(Data.of(w), True)
+    q, scale = data.channels()
+    padded = np.pad(q, [(0, 0), (0, channels % 2), (0, 0)]).astype(int).reshape(rows, -1, 2, taps)
+    assert np.maximum(padded, 0).sum(2).max(initial=0) * 255 < 1 << 15
+    assert np.maximum(-padded, 0).sum(2).max(initial=0) * 255 <= 1 << 15
+    assert snr_db > 30 and (np.abs(q * scale[:, None, None] - w) <= scale[:, None, None] * 26).all()

@@ -173,12 +173,22 @@ def _epilogue(op, out, bias, residual, act):
     return out
 
 
-def _conv(x, w, bias, residual, strides, pads, dilations, group, act):
+def to_grid(x: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """x [N, C, ...] / step to the nearest integer, f64, with the channel's zero point added one of 0..255. NaN is the least."""
+    inverse, zero = (v.astype(np.float64).reshape(1, -1, *[1] * (x.ndim - 2)) for v in (1 / grid[0], grid[1]))
+    with np.errstate(all="ignore"):
+        q = np.rint(x.astype(np.float64) * inverse + zero)
+    return np.clip(np.where(np.isnan(q), 0, q), 0, 255) - zero
+
+
+def _conv(x, w, bias, residual, grid, strides, pads, dilations, group, act):
     need(x.rank == w.rank, f"conv: {x} by {w}")
     need(all(isinstance(d, int) for d in w.shape), "conv: weights of a fixed shape")
     _spatial("conv", x.rank, w.shape[2:], strides, pads, dilations)
     need(w.shape[0] % group == 0, f"conv: {w.shape[0]} channels in {group} groups")
     _contract("conv", x.shape[1], w.shape[1] * group)
+    if grid is not None:
+        need(x.dtype == grid.dtype == "f32" and grid.shape == (2, w.shape[1] * group), f"conv: {x} on a grid {grid}")
     n = x.rank - 2
     spatial = [window(x.shape[2 + i], w.shape[2 + i], strides[i], pads[i], pads[n + i], dilations[i]) for i in range(n)]
     need(all(at_least(d, 0) for d in spatial), f"conv: the kernel {w} is larger than {x}")
@@ -207,8 +217,9 @@ def pad_spatial(x, pads, value=0):
     )
 
 
-def _conv_reference(x, w, bias, residual, strides, pads, dilations, group, act):
+def _conv_reference(x, w, bias, residual, grid, strides, pads, dilations, group, act):
     n, dtype = x.ndim - 2, x.dtype
+    x = x if grid is None else to_grid(x, grid)
     v = windows(pad_spatial(x.astype(np.float64), pads), w.shape[2:], strides, dilations)
     outs = []
     for xg, wg in zip(np.split(v, group, axis=1), np.split(w.astype(np.float64), group, axis=0)):
@@ -224,8 +235,9 @@ def _finish(y, bias, residual, act, dtype):
     return (y if residual is None else y + residual).astype(dtype)
 
 
-# x [N, C, spatial...], w [M, C / group, kernel...], bias [M]; pads: begins, then ends. act(conv + bias) + residual
-define("conv", "x w bias? residual?", _conv, _conv_reference, "nn", strides=REQUIRED, pads=REQUIRED, dilations=REQUIRED,
+# x [N, C, spatial...], w [M, C / group, kernel...], bias [M]; pads: begins, then ends. act(conv + bias) + residual.
+# grid [2, C]: steps and zero points. x becomes integers, of its steps, first; w is of int8 with a scale for each of M
+define("conv", "x w bias? residual? grid?", _conv, _conv_reference, "nn", strides=REQUIRED, pads=REQUIRED, dilations=REQUIRED,
        group=1, act="none")  # fmt: skip
 
 

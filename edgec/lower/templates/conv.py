@@ -19,9 +19,11 @@ from edgec.ir.node import Data
 from edgec.ir.types import TensorType, dtype_size, numpy_dtype
 from edgec.lower.groups import Group
 from edgec.lower.templates import activation, scalar
-from edgec.lower.templates.builder import Builder, i64, ramp, spread
+from edgec.lower.templates.builder import Builder, const, i64, ramp, spread
+from edgec.lower.templates.integers import Integers, IntPacking, Rounded, as_float, integers
 from edgec.lower.templates.map import grain_of
 from edgec.lower.templates.spatial import (
+    UNROLLED,
     Copy,
     Field,
     load_taps,
@@ -31,6 +33,7 @@ from edgec.lower.templates.spatial import (
     vector_run,
     window_axes,
 )
+from edgec.rewrites.convs import LONGEST
 from edgec.targets import Target
 
 FLOATS = ("f16", "bf16", "f32", "f64")
@@ -43,6 +46,12 @@ def supports(node) -> str | None:
         return f"conv of {node.dtype}"
     if node.rank > 5:
         return f"conv over {node.rank - 2} axes"
+    if len(node.inputs) > 4 and node.inputs[4] is not None:
+        w = node.inputs[1]
+        if w.op != "constant" or w["data"].channels is None or node.inputs[4].op != "constant":
+            return "conv of integers by weights that are none"
+        if math.prod(w.shape[1:]) > LONGEST:
+            return "conv of integers whose sums leave 32 bits"
     return None
 
 
@@ -90,30 +99,53 @@ class Tile:
     vectors: int
 
 
-def choose_tile(rows: int, positions: Dim, lanes: int, registers: int) -> Tile:
+@dataclass(frozen=True)
+class Floats:
+    """How a product multiplies: one channel in a lane. pace: vectors of products in a cycle. spare: registers beside
+    sums, a column of x and a weight. unrolled: taps, at most, in code."""
+
+    register: str
+    lanes: int
+    depth: int = 1
+    pace: float = 2.0
+    spare: int = 0
+    unrolled: int = UNROLLED
+
+    def dot(self, sums, x, w):
+        return sums + x * w
+
+
+def floats(target: Target, dtype: str) -> Floats:
+    register = "f64" if dtype == "f64" else "f32"
+    return Floats(register, target.vector_bits // 8 // dtype_size(register))
+
+
+def choose_tile(rows: int, positions: Dim, unit: Floats | Integers, registers: int) -> Tile:
     """The register tile of least cycles for a product of `rows` channels."""
+    lanes = unit.lanes
 
     def cycles(t: Tile) -> float:
-        step = max(t.rows * t.vectors / 2, (t.rows + t.vectors) / 2, 4)
+        step = max(t.rows * t.vectors / unit.pace, (t.rows + t.vectors) / 2, 4)
         if isinstance(positions, int):
             tiles = float(-(-max(positions, 1) // (t.vectors * lanes)))
         else:
             tiles = 1.0 / (t.vectors * lanes)
         return -(-rows // t.rows) * tiles * (step + 0.2)
 
-    fitting = [Tile(r, v) for r in range(1, 9) for v in range(1, 9) if r * v + v + 1 <= registers]
+    fitting = [Tile(r, v) for r in range(1, 9) for v in range(1, 9) if r * v + v + 1 + unit.spare <= registers]
     return min(fitting, key=lambda t: (cycles(t), -t.rows * t.vectors))
 
 
 def registers(target: Target) -> int:
-    return 16 if target.arch == "x86_64" and target.vector_bits < 512 else 32
+    wide = target.vector_bits >= 512 or "avx512vl" in target.requires
+    return 16 if target.arch == "x86_64" and not wide else 32
 
 
 class Product:
     """Blocks of positions by all channels of a group: copies, multiplies, and leaves [rows, positions] in scratch.
 
     node: what is computed, its x first. channels: of x, per group. rows: output channels per group (for a transposed
-    convolution, times the phases). taps: of the field, in the packed weights' order.
+    convolution, times the phases). taps: of the field, in the packed weights' order. unit: how it multiplies.
     """
 
     def __init__(
@@ -127,13 +159,14 @@ class Product:
         rows: int,
         taps,
         weights: Callable,
+        unit: Floats | Integers,
     ):
         self.b, self.node, self.field, self.group = b, node, field, group
         self.channels, self.rows, self.taps = channels, rows, taps
-        self.register = "f64" if node.dtype == "f64" else "f32"
+        self.unit, self.register, self.lanes = unit, unit.register, unit.lanes
         size = dtype_size(self.register)
-        self.lanes = target.vector_bits // 8 // size
-        self.tile = choose_tile(rows, field.positions, self.lanes, registers(target))
+        self.units = -(-channels // unit.depth)  # of channels, in a lane
+        self.tile = choose_tile(rows, field.positions, unit, registers(target))
         self.width = self.tile.vectors * self.lanes
         self.blocks = -(-rows // self.tile.rows)
         self.tiles = max_dim(ceildiv(field.positions, self.width), 0)
@@ -141,9 +174,9 @@ class Product:
         # a tile's part of the panel stays in L1 while all channels of the output pass over it
         rows_read = {(d, h, w % field.axes[2].stride) for d, h, w in taps}
         per_tile = len(rows_read) * (self.width + field.axes[2].reach) * size
-        chunks = -(-channels * per_tile // (target.l1d // 2)) or 1
-        self.chunk = max(1, -(-channels // chunks))
-        self.chunks = max(1, -(-channels // self.chunk))
+        chunks = -(-self.units * per_tile // (target.l1d // 2)) or 1
+        self.chunk = max(1, -(-self.units // chunks))
+        self.chunks = max(1, -(-self.units // self.chunk))
         per_row = max(1, self.blocks * self.tile.rows * self.width * size)
         per_channel = max(1, self.chunk * field.phases * self.width * size)
         self.steps = max(1, min(target.l2 // 4 // per_row, target.l2 // 5 // per_channel, POSITIONS // self.width))
@@ -157,7 +190,7 @@ class Product:
         self.x = b.pointer(("value", node.inputs[0]), node.inputs[0].dtype)
         self.weights = weights(self)
         phases = field.phases
-        self.panel = b.pointer(("scratch", lines * (min(self.chunk, channels) * phases * size)), self.register)
+        self.panel = b.pointer(("scratch", lines * (min(self.chunk, self.units) * phases * size)), self.register)
         self.sums = b.pointer(("scratch", self.blocks * self.tile.rows * block * size), self.register)
 
     def extent(self) -> Dim:
@@ -165,13 +198,16 @@ class Product:
 
     def grain(self) -> int:
         """Units of some 10 us, at 40 products a nanosecond."""
-        return grain_of(self.width * self.blocks * self.tile.rows * self.channels * len(self.taps) / 40)
+        return grain_of(self.width * self.blocks * self.tile.rows * self.units * len(self.taps) / (20 * self.unit.pace))
 
-    def run(self, epilogue: Callable) -> None:
-        """epilogue(n, g, first position, how many) after each block."""
+    def run(self, epilogue: Callable, copy: Copy | None = None, start: Callable | None = None) -> None:
+        """epilogue(n, g, first position, how many) after each block. copy: into the panel, if not as it is. start(g, row):
+        what the sums of a packed row begin with, if not with 0."""
         b = self.b
-        copy = Copy(b, self.field, self.x, self.node.inputs[0].dtype, self.panel, self.lanes, b.dim(self.span))
-        self.offsets = tap_table(b, self.field, b.let(b.dim(self.span)))
+        if copy is None:
+            copy = Copy(b, self.field, self.x, self.node.inputs[0].dtype, self.panel, self.lanes, b.dim(self.span))
+        self.start = start
+        self.offsets = tap_table(b, self.field, b.let(b.dim(self.span)), self.unit.unrolled)
         tiles = b.let(b.dim(self.tiles))
         positions = b.let(b.dim(self.field.positions))
         reach = b.let(b.dim(self.field.reach))
@@ -187,52 +223,62 @@ class Product:
             count = b.let(steps * i64(self.width))
             plane = b.let(image * i64(self.channels))
 
-            def chunk(c, channels):
-                copy.run(b.let(plane + c), channels, first, b.let(T.min(count, positions - first) + reach))
+            def chunk(c, units):
+                channel = c if self.unit.depth == 1 else b.let(c * i64(self.unit.depth))
+                copy.begin(g, channel)
+                copy.run(b.let(plane + channel), units, first, b.let(T.min(count, positions - first) + reach))
                 with b.loop(steps, stem="t") as t, b.loop(self.blocks, stem="m") as m:
-                    self._tile(g, m, t, c, channels)
+                    self._tile(g, m, t, c, units)
 
             if self.chunks == 1:
-                chunk(i64(0), i64(self.channels))
+                chunk(i64(0), i64(self.units))
             else:
                 with b.loop(self.chunks, stem="k") as k:
                     c = b.let(k * i64(self.chunk))
-                    chunk(c, b.let(T.min(i64(self.chunk), i64(self.channels) - c)))
+                    chunk(c, b.let(T.min(i64(self.chunk), i64(self.units) - c)))
             epilogue(n, g, first, b.let(T.min(count, positions - first)))
             b.emit(at.set(u + steps))
 
-    def _tile(self, g, m, t, c, channels) -> None:
+    def _tile(self, g, m, t, c, units) -> None:
         b, tile, lanes, taps = self.b, self.tile, self.lanes, len(self.taps)
         place = b.let(t * i64(self.width))
         out = b.let(m * i64(tile.rows * self.block) + place)
         step = taps * tile.rows
-        weight = b.let(((g * i64(self.blocks) + m) * i64(self.channels) + c) * i64(step))
+        row = b.let(g * i64(self.blocks) + m)
+        weight = b.let((row * i64(self.units) + c) * i64(step))
         span = b.let(b.dim(self.span * self.field.phases))
 
         def sum_at(i, v):
             return [ramp(out + i64(i * self.block + v * lanes), lanes)]
 
-        def start(i, v):
-            zero = (
-                T.Broadcast(T.FloatImm(self.sums.dtype, 0.0), lanes) if lanes > 1 else T.FloatImm(self.sums.dtype, 0.0)
-            )
-            if self.chunks == 1:
-                return zero
-            return b.let(T.if_then_else(c > i64(0), T.BufferLoad(self.sums, sum_at(i, v)), zero))
+        def begin(i):
+            if self.start is None:
+                return const(0, self.sums.dtype, lanes)
+            return b.let(spread(self.start(b.let(row * i64(tile.rows) + i64(i))), lanes))
 
-        sums = [[b.cell(start(i, v)) for v in range(tile.vectors)] for i in range(tile.rows)]
+        def first(value, i, v):
+            if self.chunks == 1:
+                return value
+            return b.let(T.if_then_else(c > i64(0), T.BufferLoad(self.sums, sum_at(i, v)), value))
+
+        begins = [begin(i) for i in range(tile.rows)]
+        sums = [[b.cell(first(z, i, v)) for v in range(tile.vectors)] for i, z in enumerate(begins)]
 
         def multiply(x_at, w_at):
             xs = [b.let(T.BufferLoad(self.panel, [ramp(x_at + i64(v * lanes), lanes)])) for v in range(tile.vectors)]
             for i in range(tile.rows):
                 w = b.let(spread(T.BufferLoad(self.weights, [w_at + i64(i)]), lanes))
                 for v in range(tile.vectors):
-                    b.emit(sums[i][v].set(sums[i][v].get() + xs[v] * w))
+                    b.emit(sums[i][v].set(self.unit.dot(sums[i][v].get(), xs[v], w)))
 
-        with b.loop(channels, stem="c") as k:
-            row = b.let(k * span + place)
+        with b.loop(units, stem="c") as k:
+            there = b.let(k * span + place)
             weights = b.let(weight + k * i64(step))
-            load_taps(b, self.offsets, lambda j, at: multiply(b.let(row + at), b.let(weights + j * i64(tile.rows))))
+
+            def tap(j, at):
+                multiply(b.let(there + at), b.let(weights + j * i64(tile.rows)))
+
+            load_taps(b, self.offsets, tap, self.unit.unrolled)
         for i in range(tile.rows):
             for v in range(tile.vectors):
                 b.emit(T.BufferStore(self.sums, sums[i][v].get(), sum_at(i, v)))
@@ -250,9 +296,11 @@ def finish(b: Builder, node, value, bias, act: str, residual=None):
 
 def packed_weights(b: Builder, p: Product, w):
     """The packed weights: a constant of the artifact, or scratch filled here where they are known at run time only."""
+    if isinstance(p.unit, Integers):
+        return b.pointer(("packed", (w,), IntPacking(p.group, p.tile.rows, p.unit.depth)), "i32")
     packing = Packing(p.group, p.tile.rows, p.register)
     if w.op == "constant":
-        return b.pointer(("packed", w, packing), p.register)
+        return b.pointer(("packed", (w,), packing), p.register)
     rows, taps, channels = p.tile.rows, len(p.taps), p.channels
     count = p.group * p.blocks * rows * taps * channels
     source = b.pointer(("value", w), w.dtype)
@@ -270,17 +318,19 @@ def packed_weights(b: Builder, p: Product, w):
 def build(group: Group, b: Builder, target: Target) -> tuple[Dim, int]:
     """Emits the function; returns its extent and grain."""
     node = group.outputs[0]
-    x, w, bias, residual = node.inputs
+    x, w, bias, residual, grid = node.inputs
     assert x is not None and w is not None
     groups = node["group"]
     axes = window_axes(x.shape[2:], node.shape[2:], w.shape[2:], node["strides"], node["pads"], node["dilations"])
     field = Field(axes)
     taps = field.taps()
     channels, rows = w.shape[1], w.shape[0] // groups
-    p = Product(b, target, node, field, groups, channels, rows, taps, lambda p: packed_weights(b, p, w))
+    unit = floats(target, node.dtype) if grid is None else integers(target)
+    p = Product(b, target, node, field, groups, channels, rows, taps, lambda p: packed_weights(b, p, w), unit)
     bias_at = b.pointer(("value", bias), bias.dtype) if bias is not None else None
     residual_at = b.pointer(("value", residual), residual.dtype) if residual is not None else None
     out = b.pointer(("value", node), node.dtype)
+    rounded = None if grid is None else Rounded(b, p, w, grid)
 
     def epilogue(n, g, first, count):
         pitch = b.dim(field.pitch)
@@ -300,12 +350,16 @@ def build(group: Group, b: Builder, target: Target) -> tuple[Dim, int]:
             with b.loop(rows, stem="m") as m:
                 to = b.let(place + m * volume)
                 from_ = b.let(m * i64(p.block) + start)
-                add = None
+                add = scale = None
+                if rounded is not None:
+                    scale = rounded.scale(g, m)
                 if bias is not None:
                     add = b.let(scalar.from_memory(T.BufferLoad(bias_at, [g * i64(rows) + m]), node.dtype))
 
                 def body(v, lanes):
                     value = b.let(T.BufferLoad(p.sums, [ramp(from_ + v, lanes)]))
+                    if scale is not None:
+                        value = b.let(as_float(value) * spread(scale, lanes))
                     rest = None
                     if residual is not None:
                         rest = b.let(scalar.from_memory(T.BufferLoad(residual_at, [ramp(to + v, lanes)]), node.dtype))
@@ -314,5 +368,8 @@ def build(group: Group, b: Builder, target: Target) -> tuple[Dim, int]:
 
                 vector_run(b, low, high, p.lanes, body)
 
-    p.run(epilogue)
+    if rounded is None:
+        p.run(epilogue)
+    else:
+        p.run(epilogue, rounded.copy, rounded.start)
     return p.extent(), p.grain()

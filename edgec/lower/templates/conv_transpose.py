@@ -102,7 +102,7 @@ def packed_weights(b: Builder, p: conv.Product, w, axes: tuple[Phases, ...]):
     """The packed weights: a constant of the artifact, or scratch filled here where they are known at run time only."""
     packing = Packing(p.group, p.tile.rows, p.register, axes)
     if w.op == "constant":
-        return b.pointer(("packed", w, packing), p.register)
+        return b.pointer(("packed", (w,), packing), p.register)
     shape = packing.shape(w.shape)
     source = b.pointer(("value", w), w.dtype)
     packed = b.pointer(("scratch", math.prod(shape) * dtype_size(p.register)), p.register)
@@ -136,7 +136,7 @@ def build(group: Group, b: Builder, target: Target) -> tuple[Dim, int]:
     sizes = (1,) * (3 - n) + tuple(node.shape[2:])
     parts = math.prod(strides)
     p = conv.Product(b, target, node, field, groups, channels, rows * parts, field.taps(),
-                     lambda p: packed_weights(b, p, w, phases))  # fmt: skip
+                     lambda p: packed_weights(b, p, w, phases), conv.floats(target, node.dtype))  # fmt: skip
     bias_at = b.pointer(("value", bias), bias.dtype) if bias is not None else None
     out = b.pointer(("value", node), node.dtype)
 

@@ -122,10 +122,10 @@ def plane_and_row(b: Builder, field: Field, r):
 UNROLLED = 12  # taps, at most, in code
 
 
-def tap_table(b: Builder, field: Field, span):
+def tap_table(b: Builder, field: Field, span, unrolled: int = UNROLLED):
     """Where each tap is in a panel of phases of `span` elements: values where taps are few, else a table in scratch."""
     taps = field.taps()
-    if len(taps) <= UNROLLED:
+    if len(taps) <= unrolled:
         return [b.let(span * i64(p) + b.dim(d)) for p, d in map(field.tap, taps)]
     table = b.pointer(("scratch", len(taps) * 8), "i64")
     counts = [len(a.taps) for a in field.axes]
@@ -147,14 +147,14 @@ def tap_table(b: Builder, field: Field, span):
     return table, len(taps)
 
 
-def load_taps(b: Builder, table, body: Callable[[object, object], None]) -> None:
+def load_taps(b: Builder, table, body: Callable[[object, object], None], unrolled: int = UNROLLED) -> None:
     """body(number, offset) for each tap of a tap_table."""
     if isinstance(table, list):
         for k, offset in enumerate(table):
             body(i64(k), offset)
         return
     offsets, count = table
-    unroll = next(u for u in (7, 5, 4, 3, 2, 1) if count % u == 0)
+    unroll = next(u for u in (7, 5, 4, 3, 2, 1) if count % u == 0 and u <= unrolled)
     with b.loop(count // unroll, 0, unroll, stem="j") as j:
         for k in range(unroll):
             at = b.let(j + i64(k))
@@ -168,6 +168,9 @@ class Copy:
         self.b, self.field, self.source, self.dtype, self.scratch = b, field, source, dtype, scratch
         self.lanes, self.span, self.fill = lanes, span, fill
         self.register = scratch.dtype
+
+    def begin(self, g, channel) -> None:
+        """What run() copies next are the channels of group g from there on."""
 
     def run(self, plane, channels, first, count) -> None:
         """Positions [first, first + count) of `channels` channels from the operand's plane number `plane` on."""
@@ -192,7 +195,7 @@ class Copy:
                 origin = b.let(plane * volume + row * width + pw - b.dim(field.axes[2].before))
                 with b.loop(channels, stem="c") as c:
                     at = b.let((c * i64(field.phases) + phase) * self.span + start)
-                    self._row_of(origin + c * volume, at, q0, from_, to, q1)
+                    self._row_of(self._sources(origin, c, volume), at, q0, from_, to, q1)
 
     def _row(self, d, h, pd, ph):
         """The operand's row (d, h) in its plane, and whether it is there (None: always)."""
@@ -220,23 +223,32 @@ class Copy:
         stride = self.field.axes[2].stride
         return T.truncdiv(T.max(x + i64(stride - 1), i64(0)), i64(stride)) if stride > 1 else x
 
-    def _row_of(self, origin, at, q0, from_, to, q1) -> None:
+    def _sources(self, origin, c, volume) -> list:
+        """Where the elements lie that channel c of the copy is made of."""
+        return [self.b.let(origin + c * volume)]
+
+    def _row_of(self, sources, at, q0, from_, to, q1) -> None:
         """Vectors of fill may run over: what follows is written later."""
         b, w = self.b, self.field.axes[2]
-        origin = b.let(origin)
         self._fill(at, q0, from_)
 
         def body(v, lanes):
-            value = self.load(origin + v * i64(w.stride), lanes)
+            value = self._value([self.load(s + v * i64(w.stride), lanes) for s in sources], lanes)
             b.emit(T.BufferStore(self.scratch, value, [ramp(at + v, lanes)]))
 
         vector_run(b, from_, to, self.lanes, body)
         self._fill(at, to, q1)
 
+    def _value(self, loaded: list, lanes: int):
+        return loaded[0]
+
+    def _filling(self, lanes: int):
+        return const(self.fill, self.register, lanes)
+
     def _fill(self, at, low, high) -> None:
         b, lanes = self.b, self.lanes
         with b.loop(T.truncdiv(high - low + i64(lanes - 1), i64(lanes)), low, lanes, stem="z") as v:
-            b.emit(T.BufferStore(self.scratch, const(self.fill, self.register, lanes), [ramp(at + v, lanes)]))
+            b.emit(T.BufferStore(self.scratch, self._filling(lanes), [ramp(at + v, lanes)]))
 
     def load(self, index, lanes: int):
         """Elements index, index + stride, ... of the operand, in the register's dtype."""

@@ -340,7 +340,7 @@ def _matmul(labels: Labels, node: Node, a: Axes, b: Axes) -> Axes:
 
 
 @ties("conv")
-def _conv(labels: Labels, node: Node, x: Axes, w: Axes, bias, residual) -> Axes:
+def _conv(labels: Labels, node: Node, x: Axes, w: Axes, bias, residual, grid) -> Axes:
     groups, channels, rows = node["group"], x[1], w[0]
     if groups == 1:
         _contracted(labels, node, channels, 1, w[1], 1)

@@ -13,13 +13,13 @@ FOLDER = Path(os.environ.get("EDGEC_MODELS", Path.home() / ".cache/edgec-models"
 CALIBRATION = ("chelsea", "coffee", "motorcycle_left", "ihc", "camera", "clock_motion", "text", "moon")
 HELD = ("astronaut", "motorcycle_right", "coins", "page", "grass")
 TEXT = ("text", "page")
-# model -> (input, size of a crop, which pictures: all or text, layout, value of a pixel v: (v - mean) / scale)
+# model -> (input, size of a crop, what of which pictures, layout, value of a pixel v: (v - mean) / scale)
 INPUTS = {
-    "nudenet": ("images", (320, 320), False, "nchw", 0.0, 255.0),
-    "ppocr-det": ("x", (320, 320), False, "nchw", 127.5, 127.5),
-    "ppocr-rec": ("x", (48, 320), True, "nchw", 127.5, 127.5),
-    "ppocr-cls": ("x", (48, 192), True, "nchw", 127.5, 127.5),
-    "mtcnn-onet": ("input_3", (48, 48), False, "nhwc", 127.5, 128.0),
+    "nudenet": ("images", (320, 320), "photographs", "nchw", 0.0, 255.0),
+    "ppocr-det": ("x", (320, 320), "pages", "nchw", 127.5, 127.5),
+    "ppocr-rec": ("x", (48, 320), "lines", "nchw", 127.5, 127.5),
+    "ppocr-cls": ("x", (48, 192), "lines", "nchw", 127.5, 127.5),
+    "mtcnn-onet": ("input_3", (48, 48), "photographs", "nhwc", 127.5, 128.0),
 }
 
 
@@ -81,14 +81,14 @@ def _resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def crops(model: str, count: int, held: bool, seed: int = 0) -> dict[str, np.ndarray]:
     """Inputs of a model, [count, ...]: random crops of random size, of the pictures held out or of the others."""
-    name, (height, width), text, layout, mean, scale = INPUTS[model]
-    names = [n for n in (HELD if held else CALIBRATION) if not text or n in TEXT]
+    name, (height, width), kind, layout, mean, scale = INPUTS[model]
+    names = [n for n in (HELD if held else CALIBRATION) if kind == "photographs" or n in TEXT]
     pictures = [png(FOLDER / f"{n}.png") for n in names]
     rng = np.random.default_rng(seed + held)
     found = []
     for i in range(count):
         picture = pictures[i % len(pictures)]
-        if text:  # a line and what is near it
+        if kind == "lines":  # and what is near them
             h = int(rng.integers(14, 30))
             w = min(picture.shape[1], h * width // height)
         else:

@@ -160,11 +160,12 @@ def idle_options(job: Job) -> list[str]:
     notes = []
     if "embedding" in job.given and all(w["role"] not in ("embedding", "tied") for w in rows):
         notes.append(_idle([f"--embedding {job.options.embedding}"], "no embedding table is quantized"))
+    fitted = any(w["output_snr_db"] is not None or (w["role"] == "conv" and w["activations"] == 8) for w in rows)
     useless = {
         "weights": not rows,
         "bits": not products,
         "group": all(w["bits"] > 4 for w in products),
-        "calib": all(w["output_snr_db"] is None for w in rows) and job.report.pruning is None,
+        "calib": not fitted and job.report.pruning is None,
     }
     values = {k: getattr(job.options, k, None) for k in useless} | {"calib": "FILE"}
     if given := [f"--{k} {values[k]}" for k, idle in useless.items() if idle and k in job.given]:

@@ -211,6 +211,7 @@ class Quantizer:
     def _decide(self, data: Data, role: str) -> tuple[Data | None, Choice]:
         shape, k = data.shape, data.shape[1]
         name = self._names.get((data.key, "embedding" if role == "tied" else role), role)
+        by = 8 if role != "embedding" and self.options.activations == "int8" else 32
 
         def keep(reason: str):
             return None, Choice(name, role, shape, 32, 0, False, math.inf, nbytes(shape, None), reason)
@@ -218,7 +219,7 @@ class Quantizer:
         def as_chosen(new: Data, snr: float, reason: str = ""):
             e = new.type.encoding
             assert e is not None
-            return new, Choice(name, role, shape, e.bits, e.group, e.zero, snr, nbytes(shape, e), reason)
+            return new, Choice(name, role, shape, e.bits, e.group, e.zero, snr, nbytes(shape, e), reason, None, by)
 
         if reason := self._decides(data, role):
             return keep(reason)
@@ -227,7 +228,7 @@ class Quantizer:
             assert e is not None
             why = self.wanted(data, role)[1]
             return done.data, Choice(name, role, shape, e.bits, e.group, e.zero, done.snr_db, nbytes(shape, e), why,
-                                     done.output_snr_db)  # fmt: skip
+                                     done.output_snr_db, by)  # fmt: skip
         encoding, why = self.wanted(data, role)
         if encoding.bits < 8:
             new, snr = self._make(data, encoding, role)

@@ -1,4 +1,4 @@
-"""Writes artifacts: a zip of members at multiples of 64 KiB, stored so that they can be memory-mapped; texts are deflated."""
+"""Writes artifacts: a zip of members that are stored, so that they can be memory-mapped; texts are deflated."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from edgec import _core
 from edgec.artifact import manifest as manifests
 from edgec.errors import EdgecError
 
-ALIGNMENT = 64 * 1024
+LINE = 64  # where a stored member begins: a cache line, which the widest vectors are aligned to
+PAGE = (
+    64 * 1024
+)  # where one of manifests.CHUNK and more does: a page of any system, so that no other member is in its pages
 MIMETYPE = b"application/vnd.edgec"
 _DATE = 0x0021  # 1980-01-01, as MS-DOS writes it
 _LIMIT32 = 0xFFFFFFFF
@@ -66,9 +69,13 @@ class _Zip:
         self.add(name, [packed], 1, (zlib.crc32(data), memoryview(data).nbytes))
 
     def add(
-        self, name: str, chunks: Iterable[Buffer], alignment: int = ALIGNMENT, content: tuple[int, int] | None = None
+        self, name: str, chunks: Iterable[Buffer], alignment: int = LINE, content: tuple[int, int] | None = None
     ) -> None:
-        """content: CRC and size of what a deflated member holds."""
+        """alignment: of a small member. content: CRC and size of what a deflated member holds."""
+        pieces = _rechunk(chunks, manifests.CHUNK)
+        view = next(pieces, None)
+        if view is not None and len(view) == manifests.CHUNK and content is None:
+            alignment = PAGE
         encoded = name.encode("ascii")
         # Space before the header, not an extra field: those end at 64 KiB.
         header_size = 30 + len(encoded) + 20
@@ -76,7 +83,7 @@ class _Zip:
         offset = self._file.tell()
         self._file.write(bytes(header_size))
         size, crc, sha, sums = 0, 0, hashlib.sha256(), []
-        for view in _rechunk(chunks, manifests.CHUNK):
+        while view is not None:
             hashed = self._threads.submit(sha.update, view)
             checked = self._threads.submit(zlib.crc32, view, crc)
             self._file.write(view)
@@ -84,6 +91,8 @@ class _Zip:
             size += len(view)
             hashed.result()
             crc = checked.result()
+            view = None  # before the next one takes its memory
+            view = next(pieces, None)
         end = self._file.tell()
         self._file.seek(offset)
         if content is not None:
@@ -182,7 +191,7 @@ def write_artifact(
                 "format": manifests.FORMAT,
                 "members": {e.name.decode(): e.listed() for e in archive.entries},
             }
-            archive.add(manifests.MANIFEST, [manifests.dump(full)])
+            archive.add(manifests.MANIFEST, [manifests.dump(full)], alignment=1)
             archive.finish()
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
@@ -210,7 +219,7 @@ def replace_manifest(path: Path, change: Callable[[dict[str, Any]], dict[str, An
             name, extra = struct.unpack("<HH", header[26:30])
             file.truncate(others[-1].header_offset + 30 + name + extra + others[-1].compress_size)
             file.seek(0, os.SEEK_END)
-            archive.add(manifests.MANIFEST, [manifests.dump(change(manifest))])
+            archive.add(manifests.MANIFEST, [manifests.dump(change(manifest))], alignment=1)
             archive.finish()
     except OSError as error:
         raise _cannot_write(path, error) from None

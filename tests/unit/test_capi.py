@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -23,7 +24,10 @@ BUILD = ROOT / os.environ.get("BUILD", "build/dev")
 def program():
     if not (BUILD / "CMakeCache.txt").exists() or shutil.which("cmake") is None:
         pytest.skip("the tree is not built with CMake (make dev)")
-    done = subprocess.run(["cmake", "--build", str(BUILD), "--target", "edgec_run"], capture_output=True, text=True)
+    command = ["cmake", "--build", str(BUILD), "--target", "edgec_run"]
+    with open(BUILD / "edgec_run.lock", "w") as lock:  # ninja in one tree at a time, however many workers test
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     return BUILD / "csrc/capi/edgec_run"
 

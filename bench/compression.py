@@ -45,6 +45,7 @@ BUILDS = {
     },
     "smollm2": {
         "default": {},
+        "equal steps": {"group": 32},
         "4.25 bits, table of 6, no data": {"bits": 4.25, "embedding": 6},
         "4.25 bits, table of 6": {"bits": 4.25, "embedding": 6, "calib": True},
         "4.25 bits, table of 6, healed": {"bits": 4.25, "embedding": 6, "calib": True, "distill": True},

@@ -50,6 +50,7 @@ class Job:
         self.distill: str | os.PathLike | None = None  # data to heal the quantized graph with
         self.source_graph: Graph | None = None  # what it is healed against
         self.given: frozenset[str] = frozenset()  # options that were not left to their defaults
+        self.choose_bits = False  # whether Options.bits is the build's own choice
         self.onnx: str | os.PathLike | None = None  # file for the graph in floats, pruned and healed
         self.floats: Graph | None = None  # that graph
         self.lowered: Any = None  # lower.lowering.Lowered

@@ -57,6 +57,12 @@ class Target:
         return self.arch == "x86_64" or "dotprod" in self.requires
 
     @property
+    def tables_cost_nothing(self) -> bool:
+        """Whether products take 4.25-bit weights, from a table, as fast as those of 4.5 bits (bench/README.md). On Arm a single
+        row takes a third more instructions (bench/arm.md), and matrix units take none."""
+        return "avx2" in self.requires
+
+    @property
     def kernel_features(self) -> frozenset[str]:
         """What hand-written kernels may ask for, by the names in `edgec kernels`. That AMX works is seen at load only."""
         amx = ("amx", "amx2") if "i8mm" in self.requires else ("amx",)

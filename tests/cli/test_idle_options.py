@@ -91,6 +91,24 @@ def test_a_model_without_products_says_what_it_cannot_use(edgec, tmp_path):
     assert edgec(*call[:-1]).status == 0 and edgec(*call).json["notes"] == []
 
 
+def test_the_bits_of_a_language_model_are_chosen(edgec, mlp_onnx, tmp_path):
+    """4.25 where products take them as fast and nothing else is asked for."""
+    folder = write_folder(tmp_path / "lm")
+
+    def chosen(model, *options) -> float | None:
+        return edgec("build", model, "--stop-after", "rewrite", "--json", *options).json["options"]["bits"]
+
+    fast = ("--target", "x86-64-v3")
+    assert chosen(folder, *fast) == chosen(folder, *fast, "--weights", "int4") == 4.25
+    for more in (["--group", 32], ["--weights", "int8"], ["--weights", "fp32"]):
+        assert chosen(folder, *fast, *more) is None
+    assert chosen(mlp_onnx, *fast) is None and chosen(folder, *fast, "--bits", 6.25) == 6.25
+    for target in ("x86-64-v2", "raspberry-pi-5", "apple-m1"):
+        assert chosen(folder, "--target", target) is None
+    assert edgec("build", folder, "-o", "a.edgec", *fast).status == 0
+    assert edgec("inspect", "a.edgec", "--json").json["options"]["bits"] == 4.25
+
+
 def test_a_decoder_has_use_for_its_cache_only_if_it_has_one(edgec, tmp_path):
     folder = write_folder(tmp_path / "lm")
     call = ["build", folder, "--stop-after", "rewrite", "--json", "--kv-cache"]

@@ -2,13 +2,15 @@
 """How much of what quantization (and pruning) cost a model healing wins back, on data kept out of its training.
 
 usage: python bench/healing.py MODEL DATA [--weights int4] [--prune SPEC] [--epochs 4] [--minutes 20] [--lr 0.004] [--seeds 1]
-       [--length N] [--samples N] [--batch N] [--weight-epochs 1] [--weight-lr 0.003] [--prune-samples N] [--keep FOLDER]
+       [--length N] [--samples N] [--batch N] [--weight-epochs 1] [--weight-lr 0.001] [--prune-samples N] [--keep FOLDER]
+       [--perplexity N]
 
 MODEL: an ONNX file or folder. DATA: texts (.txt, .jsonl) or arrays, as edgec build --distill takes. A line for each seed: the
 loss of each output against the source (kl of logits, 1 - cosine of vectors) before and after, and the share of it that is gone.
 Weights are rounded without data. With --prune: "opened" is what pruning and rounding cost together, without any healing;
 then all weights of the pruned model learn (--weight-...), are rounded, and learn on through the rounding, integers too.
---keep writes the graphs' weights.
+--keep writes the graphs' weights. --perplexity: on the first N windows of 256 tokens of bench/perplexity.py's texts, which should
+not be in DATA; KL and the share of tokens for which both prefer the same next one go with it.
 """
 
 from __future__ import annotations
@@ -16,15 +18,20 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import pickle
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import perplexity
+import torch
+
 from edgec import rewrites
 from edgec.calibrate import data
 from edgec.calibrate import prune as pruning
-from edgec.distill.heal import Options, gap, heal
+from edgec.distill.heal import Options, _Narrower, gap, heal
 from edgec.distill.student import plain_graph
 from edgec.frontend.folder import model_file, text_files
 from edgec.ir.node import Graph
@@ -41,10 +48,12 @@ def main() -> int:
     ap.add_argument("--epochs", type=float, default=4.0)
     ap.add_argument("--minutes", type=float, default=20.0)
     ap.add_argument("--lr", type=float, default=4e-3)
+    ap.add_argument("--vectors", type=float, default=1.0, help="learning rate of norms and biases, by --lr")
     ap.add_argument("--seeds", type=int, default=1)
     ap.add_argument("--weight-epochs", type=float, default=1.0)
     ap.add_argument("--weight-minutes", type=float, default=20.0)
-    ap.add_argument("--weight-lr", type=float, default=3e-3)
+    ap.add_argument("--weight-lr", type=float, default=1e-3)
+    ap.add_argument("--perplexity", type=int, metavar="N")
     ap.add_argument("--keep", type=Path, metavar="FOLDER")
     for name in ("length", "samples", "batch", "prune-samples"):
         ap.add_argument(f"--{name}", type=int)
@@ -53,7 +62,9 @@ def main() -> int:
     files = text_files(model)
     source = plain_graph(model, {})
     load = functools.partial(data.load, args.data, source, files)
-    pruned = None
+    pruned, test = None, windows(args, files) if args.perplexity else []
+    if test:
+        say(f"source: {judged(source, source, test)}")
     if args.prune:
         request = pruning.parse(args.prune, None)
         caches = {c.past["name"]: c.present for c in states.find(source)}
@@ -65,15 +76,26 @@ def main() -> int:
         pruned = rewrites.run(found.graph, rewrites.PHASES)
     for seed in range(args.seeds):
         found = load(length=args.length, limit=args.samples, seed=seed)
-        options = Options(epochs=args.epochs, minutes=args.minutes, lr=args.lr, batch=args.batch, seed=seed)
+        options = Options(
+            epochs=args.epochs, minutes=args.minutes, lr=args.lr, batch=args.batch, seed=seed, vectors=args.vectors
+        )
         row: dict = {"seed": seed}
         graph = source
         if pruned is not None:
-            opened = gap(source, rounded(pruned, args.weights), found, options)
+            small = rounded(pruned, args.weights)
+            opened = gap(source, small, found, options)
             row["opened"] = opened
+            if test:
+                row["before"] = judged(source, small, test)
+                say(f"pruned and rounded: {row['before']}")
             say(f"opened {opened}")
             more = replace(
-                options, weights=True, epochs=args.weight_epochs, minutes=args.weight_minutes, lr=args.weight_lr
+                options,
+                weights=True,
+                vectors=1.0,
+                epochs=args.weight_epochs,
+                minutes=args.weight_minutes,
+                lr=args.weight_lr,
             )
             graph, report = heal(source, pruned, found, more, tick)
             row["weights"] = report.to_dict()
@@ -84,6 +106,8 @@ def main() -> int:
         row |= report.to_dict()
         if pruned is not None:
             row["closed"] = 1 - sum(report.after.values()) / sum(opened.values())
+        if test:
+            row["test"] = judged(source, graph, test)
         keep(args.keep, f"healed{seed}", graph)
         print(json.dumps(row), flush=True)
     return 0
@@ -98,6 +122,41 @@ def whole(graph: Graph, weights: str) -> Graph | None:
     """A graph of the rounded one's structure with the weights as they were."""
     graph, _, _ = rewrites.as_decoder(graph, "int8")
     return None if weights == "fp32" else q.products(graph, q.Options(weights=weights))
+
+
+def windows(args, files: dict[str, bytes]) -> list[list[int]]:
+    """Ids of the texts that bench/perplexity.py takes, without those of the data."""
+    from tokenizers import Tokenizer
+
+    taken = {line.strip() for line in args.data.read_text(encoding="utf-8").splitlines()}
+    chosen = perplexity.texts(300)
+    if shared := sum(t.strip() in taken for t in chosen):
+        say(f"{shared} of 300 texts to judge by are in {args.data}")
+    tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
+    joined = [i for e in tokenizer.encode_batch(chosen) for i in e.ids]
+    return [joined[at : at + 256] for at in range(0, args.perplexity * 256, 256)]
+
+
+def judged(source: Graph, graph: Graph, test: list[list[int]]) -> dict[str, float]:
+    """The perplexity of each and its increase, KL and top-1 agreement, in f32."""
+    ports = [(n["name"], tuple(d if isinstance(d, int) else str(d) for d in n.shape), n.dtype) for n in source.inputs]
+    ports = [(name, shape, {"i64": "int64", "i32": "int32", "f32": "float32"}[dtype]) for name, shape, dtype in ports]
+    sums, pair = np.zeros(4), [_Narrower(g, {}) for g in (source, graph)]
+    for ids in test:
+        feeds = perplexity.feeds_for(ids, ports)
+        with torch.no_grad():
+            t, s = (torch.log_softmax(next(v for v in m(feeds)[0].values() if v.ndim == 3)[0, :-1], -1) for m in pair)
+        at = torch.arange(len(ids) - 1), torch.tensor(ids[1:])
+        same = (t.argmax(-1) == s.argmax(-1)).double()
+        sums += [float(x.double().sum()) for x in (-t[at], -s[at], (t.exp() * (t - s)).sum(-1), same)]
+    whole, ours, kl, same = sums / sum(len(ids) - 1 for ids in test)
+    return {
+        "source": math.exp(whole),
+        "perplexity": math.exp(ours),
+        "more": math.exp(ours - whole) - 1,
+        "kl": kl,
+        "top1": same,
+    }
 
 
 def say(text: str) -> None:

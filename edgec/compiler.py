@@ -236,7 +236,8 @@ def build(
     calibrate.prune.request reads it ("20%", "ffn=30%,layers=2", "1.5x"). calib: a file or folder of calibration data
     (`calibrate.data`) that weights are fitted to. cache: True or a folder keeps encoded weights for later builds, so that
     one that was interrupted goes on where it was. distill: data (calibrate.data) on which norms, biases and scales learn
-    from the source what quantization cost, and before that all weights of a pruned model; needs torch. onnx: a file for the
+    from the source what quantization cost, and before that all weights of a pruned model; it takes calib's place too where
+    that is None; needs torch. onnx: a file for the
     graph as ONNX, pruned and healed, in floats (`frontend.export`). review: see `Review`. Raises EdgecError, EC1001 for
     options of which one leaves another without effect; a failed build leaves nothing behind but that.
     """
@@ -253,6 +254,7 @@ def build(
             raise EdgecError("EC1002", "--distill needs torch", hint="Install it: pip install 'edgec[distill]'")
         if weights == "fp32" and prune is None and speedup is None:
             raise EdgecError("EC1001", "fp32 weights lose nothing that could heal", "--distill", "Leave it out")
+        calib = distill if calib is None else calib
     if bits is not None and bits not in UNIFORM and calib is None:
         hint = f"Pass --calib FILE, or one of {', '.join(map(str, UNIFORM))}"
         raise EdgecError("EC1001", f"a mix of {bits} bits is chosen on data", "--bits", hint)

@@ -152,7 +152,9 @@ def heal(job: Job) -> Graph:
     options = Options() if job.lm is None else of_text(found)
     if job.report.healing is not None:  # the pruned model has learned for long enough already
         options = replace(options, minutes=AFTER)
-    job.graph, report = heal(job.source_graph, job.graph, found, options, seen)
+    # integers learn where all weights did before
+    floats = None if job.report.healing is None or job.unquantized is None else job.unencoded()
+    job.graph, report = heal(job.source_graph, job.graph, found, options, seen, floats)
     job.report.healing = (job.report.healing or {}) | report.to_dict()
     job.source_graph = None
     verify(job.graph)

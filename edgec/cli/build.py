@@ -102,7 +102,7 @@ def build(
         layer; docs/quantization.md says how.
     distill
         Texts or arrays (as --calib) on which norms, biases and scales learn from the source what the quantized model lost, and
-        all weights what a pruned one lost; needs torch, minutes.
+        all weights what a pruned one lost; calibrates too where --calib is not given; needs torch, minutes.
     onnx
         Write the model as ONNX too, pruned and healed, before its weights are quantized: this file.
     eval
@@ -146,7 +146,7 @@ def build(
     with _progress(common.json) as progress:
         _know_this_machine(target, lambda: progress("measure this machine, once", time.perf_counter() - start))
         if not no_check:
-            review = Review(model, constants, texts=eval, calib=calib, limits=limits,
+            review = Review(model, constants, texts=eval, calib=calib or distill, limits=limits,
                             progress=lambda phase, share: progress(phase, time.perf_counter() - start, share))  # fmt: skip
         report = compiler.build(
             model,

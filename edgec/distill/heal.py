@@ -36,9 +36,9 @@ WEIGHTS = ("linear", "conv", "conv_transpose")
 
 @dataclass(frozen=True)
 class Options:
-    """epochs over the data; minutes: stop by then. lr: relative to a number's own size. batch: samples a step,
-    by default 1024 tokens of text, else 32 samples. weights: those in f32 of products learn too, but no tables. vectors: the
-    learning rate of norms and biases, by that of the scales."""
+    """epochs over the data; minutes: stop by then. lr: relative to a number's own size. batch: samples a step, by default 1024
+    tokens of text (512 where weights learn), else 32 samples. weights: those in f32 of products learn too, but no tables.
+    vectors: the learning rate of norms and biases, by that of the scales."""
 
     epochs: float = 4.0
     minutes: float = 20.0
@@ -49,7 +49,8 @@ class Options:
     vectors: float = 1.0
 
 
-RELEARN = Options(epochs=2.0, lr=3e-3, weights=True)  # what a pruned graph is given
+# what a pruned graph is given; at three times the rate SmolLM2's loss rose for the first quarter of the steps
+RELEARN = Options(epochs=2.0, lr=1e-3, weights=True)
 AFTER = 8.0  # minutes that its rounded weights get then
 WINDOWS = 512  # of text, of a language model
 HELD = 4  # batches to measure on, at most
@@ -322,7 +323,7 @@ def gap(source: Graph, graph: Graph, found: Calibration, options: Options | None
 def _lesson(source: Graph, graph: Graph, found: Calibration, o: Options, learned: dict[Node, Learned]) -> Lesson:
     skip = _caches(source) | _caches(graph)
     outputs = losses.outputs_of(source, graph, {}, tuple(skip))
-    pair, batch = (TorchGraph(source), _Narrower(graph, learned)), o.batch or _batch(found)
+    pair, batch = (TorchGraph(source), _Narrower(graph, learned)), o.batch or _batch(found, 512 if o.weights else 1024)
     lesson = Lesson(*pair, outputs, batch=batch, half=halves(), most_held=HELD)
     lesson.take(found.feeds, found.valid, found.samples)
     return lesson
@@ -340,9 +341,9 @@ class _Narrower(TorchGraph):
     past: Iterable[str] | None = None
 
 
-def _batch(found: Calibration) -> int:
+def _batch(found: Calibration, tokens: int) -> int:
     shapes = [v.shape for v in found.feeds[0].values() if v.ndim == 2 and v.dtype.kind in "iub"]
-    return max(1, 1024 // max(s[1] for s in shapes)) if shapes and all(s[1] for s in shapes) else 32
+    return max(1, tokens // max(s[1] for s in shapes)) if shapes and all(s[1] for s in shapes) else 32
 
 
 def _caches(graph: Graph) -> set[str]:

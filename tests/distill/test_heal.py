@@ -307,3 +307,17 @@ def test_a_decoder_that_has_lost_heads_and_layers_heals(tmp_path):
     report = edgec.build(folder, prune="heads=50%,layers=1", calib=text, distill=text, out=tmp_path / "lm.edgec")
     assert report.pruning["dropped"] and report.pruning["removed"]
     assert report.healing["steps"] and report.healing["after"]["logits"] < report.healing["before"]["logits"]
+
+
+def test_the_data_that_heals_calibrates_too(tmp_path):
+    """Layers go with --distill alone, and weights are rounded with its data; --calib comes first where both are given."""
+    from lm_tools import write_folder
+
+    text, other = tmp_path / "texts.txt", tmp_path / "other.txt"
+    text.write_text("\n".join("one two three four five six seven " * 8 for _ in range(24)))
+    other.write_text("\n".join("seven six five four three two one " * 8 for _ in range(24)))
+    folder = write_folder(tmp_path / "lm")
+    report = edgec.build(folder, prune="layers=1", distill=text, out=tmp_path / "a.edgec")
+    assert report.pruning["dropped"] and report.calibration["name"] == "texts.txt"
+    report = edgec.build(folder, calib=other, distill=text, out=tmp_path / "b.edgec")
+    assert report.calibration["name"] == "other.txt"

@@ -61,16 +61,16 @@ def prune(job: Job, graph: Graph) -> Graph:
 def relearn(job: Job, graph: Graph) -> Graph:
     """A pruned graph whose weights have learned from the source, before they are quantized."""
     from edgec.calibrate import data
-    from edgec.distill.heal import RELEARN, WINDOWS, heal
+    from edgec.distill.heal import RELEARN, RELEARN_TEXT, WINDOWS, heal
     from edgec.rewrites import decoder
 
     assert job.source_graph is not None and job.distill is not None
     job.end()
     job.begin("relearn")
-    limit = None if isinstance(decoder.roles(job.source_graph), str) else WINDOWS
-    found = data.load(job.distill, job.source_graph, job.files, limit=limit)
+    text = not isinstance(decoder.roles(job.source_graph), str)
+    found = data.load(job.distill, job.source_graph, job.files, limit=WINDOWS if text else None)
     seen = lambda t: job.share(t.seconds, t.seconds + t.left)  # noqa: E731
-    graph, report = heal(job.source_graph, graph, found, RELEARN, seen)
+    graph, report = heal(job.source_graph, graph, found, RELEARN_TEXT if text else RELEARN, seen)
     job.report.healing = {"pruned": report.to_dict()}
     verify(graph)
     job.dump("relearn", graph)

@@ -49,8 +49,8 @@ class Options:
     vectors: float = 1.0
 
 
-# what a pruned graph is given; at three times the rate SmolLM2's loss rose for the first quarter of the steps
-RELEARN = Options(epochs=2.0, lr=1e-3, weights=True)
+RELEARN = Options(epochs=2.0, lr=3e-3, weights=True)  # what a pruned graph is given
+RELEARN_TEXT = replace(RELEARN, lr=1e-3)  # a language model; at 3e-3 SmolLM2's loss rose for a quarter of the steps
 AFTER = 8.0  # minutes that its rounded weights get then
 WINDOWS = 512  # of text, of a language model
 HELD = 4  # batches to measure on, at most

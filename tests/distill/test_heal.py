@@ -241,7 +241,7 @@ def test_a_build_heals_and_says_so(tmp_path, capsys):
 
 def test_a_pruned_model_heals_too(tmp_path):
     path = mlp(tmp_path / "m.onnx")
-    x = np.random.default_rng(0).standard_normal((192, 64)).astype(np.float32)
+    x = np.random.default_rng(0).standard_normal((640, 64)).astype(np.float32)
     np.savez(tmp_path / "d.npz", x=x)
     report = edgec.build(path, out=tmp_path / "m.edgec", weights="fp32", prune="ffn=50%", distill=tmp_path / "d.npz")
     assert report.pruning and report.healing["vectors"] and not report.healing["scales"]

@@ -54,6 +54,11 @@ BUILDS = {
         "6.25 bits, table of 8": {"bits": 6.25},
         "8.125 bits": {"weights": "int8"},
         "8.125 bits, calibrated": {"weights": "int8", "calib": True},
+        "8.125 bits, nothing rotated": {"weights": "int8", "rotate": "none"},
+        "8.125 bits, keys rotated": {"weights": "int8", "rotate": "keys"},
+        "8.125 bits, keys and down rotated": {"weights": "int8", "rotate": "keys,down"},
+        "4.25 bits, table of 6, no data, all rotated": {"bits": 4.25, "embedding": 6, "rotate": "keys,inputs"},
+        "4.25 bits, table of 6, all rotated": {"bits": 4.25, "embedding": 6, "rotate": "keys,inputs", "calib": True},
     },
 }
 LLAMA_TYPES = {"Q4_0": 2, "Q4_K_M": 15, "Q5_K_M": 17, "Q8_0": 7}

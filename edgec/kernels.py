@@ -170,6 +170,12 @@ def to_float(x: np.ndarray, threads: int = 1) -> np.ndarray:
     return _call("to_float", _k.to_float, x.view(np.uint16) if bf16 else x, bf16, threads)
 
 
+def hadamard(x: np.ndarray, block: int, threads: int = 1, kernel: str | None = None) -> np.ndarray:
+    """x float32 [..., N] times an orthonormal Hadamard matrix, block by block of a power of two along the last axis; a
+    tail goes in the largest powers of two that fit. Its own inverse. Every kernel gives the same floats."""
+    return _call("hadamard", _k.hadamard, x, block, threads, kernel or "")
+
+
 def packed_nbytes(format: str, n: int, k: int) -> int:
     """Bytes of a packed [n, k] weight."""
     return _call("packed_nbytes", _k.packed_nbytes, format, n, k)
@@ -203,16 +209,18 @@ def gemm(
     eps: float = 0.0,
     norm_gain: np.ndarray | None = None,
     norm_bias: np.ndarray | None = None,
+    rotate: bool = False,
 ) -> np.ndarray:
     """act(norm(x) @ W.T + bias) + residual for x float32 [M, K] with contiguous rows; no copies. kernel: force one by name.
 
     norm "rms" or "layer": of each row, with eps, norm_gain [K] and norm_bias [K]. act "swiglu", "geglu", "geglu_tanh": W's
     rows are in `interleave`'s order, N is a multiple of 16 and the result is [M, N / 2].
+    rotate: norm(x) passes `hadamard` in blocks of 32 (not in formats of floats).
     A row with NaN or infinity gives NaN outputs in the quantized formats.
     """
     if out is None:
         out = np.empty((x.shape[0], n // 2 if act in GATED else n), np.float32)
-    normed = (norm, eps, norm_gain, norm_bias)
+    normed = (norm, eps, norm_gain, norm_bias, rotate)
     _call("gemm", _k.gemm, x, packed, format, n, k, out, bias, act, residual, *normed, threads, kernel or "")
     return out
 

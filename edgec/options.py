@@ -10,6 +10,7 @@ from edgec.errors import EdgecError
 
 WEIGHTS = ("int4", "int8", "fp32")
 UNIFORM = (4.25, 6.25, 8.5)  # --bits that need no data: all products alike
+ROTATIONS = ("keys", "down", "inputs")  # what each is: rewrites/rotate.py
 KV_CACHES = ("auto", "fp32", "int8", "exposed")
 
 
@@ -29,6 +30,15 @@ class Options:
     prune: str | None = None
     speedup: str | None = None
     matrix_unit: str = "auto"
+    rotate: str = "auto"
+
+    @property
+    def rotations(self) -> tuple[str, ...]:
+        """rotate, decided: where 8 bits are all that is lost, inputs cost more than weights do."""
+        if self.rotate == "auto":
+            inputs = self.weights == "int8" and self.activations == "int8"
+            return ("keys",) * (self.cached_in == "int8") + ("inputs",) * inputs
+        return () if self.rotate == "none" else tuple(self.rotate.split(","))
 
     @property
     def cached_in(self) -> str:
@@ -59,6 +69,15 @@ class Options:
             from edgec.calibrate.prune import parse
 
             parse(self.prune, self.speedup)
+        if unknown := [r for r in self.rotations if r not in ROTATIONS]:
+            known = f"Use auto, none, or some of {', '.join(ROTATIONS)} with commas"
+            raise EdgecError("EC1001", f"{unknown[0]!r} is nothing that is rotated", "--rotate", known)
+        if self.weights == "fp32" and {"down", "inputs"} & {*self.rotations}:
+            reason = "products of fp32 weights round no inputs"
+            raise EdgecError("EC1001", reason, "--rotate", "Leave it out, or use --weights int8 or int4")
+        if "keys" in self.rotations and self.cached_in != "int8":
+            reason = f"keys gain from it in int8; here the cache is {self.cached_in}"
+            raise EdgecError("EC1001", reason, "--rotate keys", "Leave keys out, or use --kv-cache int8")
         if self.bits and (self.weights != "int4" or self.group != 32):
             raise EdgecError(
                 "EC1001",
@@ -112,6 +131,7 @@ class BuildReport:
     (symbols at `sample`).
     arena_bytes and values_bytes: peak of the arena, and the sum of all values, at `sample`.
     calibration: name, samples and sha256 of the data that weights were fitted to.
+    rotated: how many values are rotated in front of 8 bits, by `--rotate`'s names.
     pruning: what was removed, as calibrate.prune.Pruned.as_dict says; of masks their zeros.
     notes: what a user should know: of a language model's cache, of options that change nothing of this model.
     healing: what healing changed, as edgec.distill.heal.Report says; "pruned": what it did before weights were quantized.
@@ -136,6 +156,7 @@ class BuildReport:
     calibration: dict | None = None
     healing: dict | None = None
     pruning: dict | None = None
+    rotated: dict[str, int] = field(default_factory=dict)
     cached_bytes: int = 0
     peak_rss_bytes: int = 0
     phases: dict[str, float] = field(default_factory=dict)

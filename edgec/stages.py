@@ -81,9 +81,6 @@ def quantize(job: Job) -> Graph:
     assert job.graph is not None
     job.begin("quantize")
     o = job.options
-    if o.weights == "fp32":
-        job.end()
-        return job.graph
     from edgec.rewrites import quantize as q
 
     options = q.Options(
@@ -96,6 +93,11 @@ def quantize(job: Job) -> Graph:
         layouts=job.target.layouts,
         tick=job.share,
     )
+    if o.rotations:
+        _rotate(job, options)
+    if o.weights == "fp32":
+        job.end()
+        return job.graph
     if job.calibration is not None and job.target.int8_convs:
         from edgec.calibrate import convs
 
@@ -121,6 +123,21 @@ def quantize(job: Job) -> Graph:
     job.dump("quantize", job.graph)
     job.end()
     return job.graph
+
+
+def _rotate(job: Job, options: Any) -> None:
+    from edgec.rewrites.quantize import products
+    from edgec.rewrites.rotate import rotate
+
+    assert job.graph is not None
+    parts = job.options.rotations
+    graph = products(job.graph, options) if parts != ("keys",) else job.graph
+    job.graph, found = rotate(graph, parts, options)
+    job.report.rotated = {name: count for name, count in found.items() if count}
+    if job.options.rotate != "auto" and (idle := [name for name, count in found.items() if not count]):
+        job.report.notes.append(f"--rotate {','.join(idle)} changes nothing: the model has nothing of that kind")
+    verify(job.graph)
+    job.dump("rotate", job.graph)
 
 
 def _mixed(job: Job, options: Any, bits: float) -> Any:

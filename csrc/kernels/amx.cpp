@@ -29,6 +29,8 @@ namespace amx {
 //
 #include "kernels/epilogue.h"
 //
+#include "kernels/hadamard.h"
+//
 #include "kernels/norm.h"
 //
 #include "kernels/int_amx.h"

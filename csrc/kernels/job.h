@@ -112,6 +112,7 @@ struct IsaOps {
   void (*cache_write)(const CacheWrite&);
   void (*gptq)(const GptqArgs&, int64_t begin, int64_t end, float* scratch);
   void (*sweep)(const SweepArgs&, int64_t begin, int64_t end, float* scratch);
+  void (*hadamard)(float* x, int64_t n, int64_t block);
 };
 extern const IsaOps kOps_avx512vnni, kOps_avx2, kOps_neon, kOps_generic;
 

@@ -235,6 +235,11 @@ void sweep_rows(const SweepArgs& args, const ParallelFor& pool, const IsaOps* op
            });
 }
 
+void hadamard_rows(float* x, int64_t n, int64_t block, int64_t row_begin, int64_t row_end, const IsaOps* ops) {
+  const auto rotate = ops_or_best(ops).hadamard;
+  for (int64_t r = row_begin; r < row_end; ++r) rotate(x + r * n, n, block);
+}
+
 void widen_rows(const WidenArgs& args, int64_t row_begin, int64_t row_end, const IsaOps* ops) {
   ops_or_best(ops).widen(args, row_begin, row_end);
 }

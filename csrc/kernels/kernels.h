@@ -187,11 +187,16 @@ struct LinearArgs {
   Norm norm = Norm::kNone;  // of each row of x: (x - mean) / sqrt(mean square + eps) * norm_gain + norm_bias
   float eps = 0.0f;
   const float *norm_gain = nullptr, *norm_bias = nullptr;  // [k] or null
+  bool rotate = false;  // norm(x) times a Hadamard matrix, as hadamard_rows in blocks of 32; not of f32 formats
   // The packed weight [next_n, next_k] of the product that follows, or null: a hint, read by prefetches only.
   const Format* next_format = nullptr;
   const void* next = nullptr;
   int64_t next_n = 0, next_k = 0;
 };
+
+// Rows [row_begin, row_end) of x [rows, n] in place: each block of `block` (a power of two) numbers times the
+// orthonormal Hadamard matrix of that size, the row's tail in the largest powers of two that fit.
+void hadamard_rows(float* x, int64_t n, int64_t block, int64_t row_begin, int64_t row_end, const IsaOps* ops = nullptr);
 
 struct LinearKernel;
 // The kernel for a format and M on this CPU; `name` forces one ("" chooses). Null: none that this CPU can run.

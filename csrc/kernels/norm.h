@@ -1,4 +1,4 @@
-// The norm in front of a product: rows are normalised on their way into quantization.
+// The norm and the rotation in front of a product: rows pass them on their way into quantization.
 
 // y = (x - mean) * factor * gain + bias.
 struct RowNorm {
@@ -56,8 +56,19 @@ class NormedRows {
   EDGEC_MEMBER const float* block(int64_t row, int64_t at, int64_t left) {
     if (left <= 0) return args_.x;
     const float* x = args_.x + (first_ + row) * args_.ldx;
-    if (args_.norm == Norm::kNone) return x + at;
-    normalize(args_, norms_[row], x, at, left < kBlock ? left : kBlock, buffer_);
+    const int64_t count = left < kBlock ? left : kBlock;
+    if (args_.norm != Norm::kNone) {
+      normalize(args_, norms_[row], x, at, count, buffer_);
+    } else if (args_.rotate) {
+      for (int64_t i = 0; i < count; i += 8) store(buffer_ + i, load_n(x + at + i, count - i));
+    } else {
+      return x + at;
+    }
+    if (args_.rotate && count == kBlock) {
+      hadamard_vectors<kBlock / 8>(buffer_, inverse_root(kBlock));
+    } else if (args_.rotate) {
+      hadamard_row(buffer_, count, kBlock);
+    }
     return buffer_;
   }
 

@@ -229,6 +229,23 @@ py::tuple unpack(const std::string& name, const Bytes& packed, int64_t n, int64_
   return py::make_tuple(q, scale, zero);
 }
 
+py::array_t<float> hadamard(const py::array_t<float, py::array::c_style | py::array::forcecast>& x, int64_t block,
+                            int threads, const std::string& kernel) {
+  require(block >= 1 && (block & (block - 1)) == 0, "block must be a power of two");
+  const int64_t n = x.ndim() ? x.shape(x.ndim() - 1) : 1, rows = n ? x.size() / n : 0;
+  py::array_t<float> y(std::vector<py::ssize_t>(x.shape(), x.shape() + x.ndim()));
+  const float* from = x.data();
+  float* to = y.mutable_data();
+  const ek::IsaOps* ops = ops_of(kernel);
+  const Lent pool(threads);
+  py::gil_scoped_release release;
+  ek::parallel(pool.lend, rows, 1 + 65536 / (1 + n), [&](int64_t begin, int64_t end, int) {
+    std::copy(from + begin * n, from + end * n, to + begin * n);
+    ek::hadamard_rows(to, n, block, begin, end, ops);
+  });
+  return y;
+}
+
 ek::Activation activation_of(const std::string& name) {
   static const std::map<std::string, ek::Activation> names = {
       {"none", ek::Activation::kNone},           {"relu", ek::Activation::kRelu},     {"gelu", ek::Activation::kGelu},
@@ -242,7 +259,7 @@ ek::Activation activation_of(const std::string& name) {
 
 void gemm(const Floats& x, const Bytes& packed, const std::string& name, int64_t n, int64_t k, Floats& out,
           const py::object& bias, const std::string& act, const py::object& residual, const std::string& norm,
-          float eps, const py::object& norm_gain, const py::object& norm_bias, int threads,
+          float eps, const py::object& norm_gain, const py::object& norm_bias, bool rotate, int threads,
           const std::string& kernel_name) {
   const ek::Format& format = format_of(name);
   require(format.family != ek::Family::kS8Row, "'" + name + "' is a table format: use gather");
@@ -262,6 +279,8 @@ void gemm(const Floats& x, const Bytes& packed, const std::string& name, int64_t
   require(norm == "none" || norm == "rms" || norm == "layer", "unknown norm '" + norm + "'");
   args.norm = norm == "rms" ? ek::Norm::kRms : norm == "layer" ? ek::Norm::kLayer : ek::Norm::kNone;
   args.eps = eps;
+  require(!rotate || !ek::is_f32(format.family), "weights of floats have no rotation");
+  args.rotate = rotate;
   Floats vectors[3], r;
   const auto vector = [](Floats& keep, const py::object& given, int64_t size, const char* what) -> const float* {
     if (given.is_none()) return nullptr;
@@ -458,6 +477,7 @@ void bind_kernels(py::module_& module) {
   m.def("encode", &encode, py::arg("w").noconvert(), py::arg("format"), py::arg("search"), py::arg("importance"),
         py::arg("threads"));
   m.def("to_float", &to_float);
+  m.def("hadamard", &hadamard);
   m.def("unpack", &unpack);
   m.def("packed_nbytes", [](const std::string& name, int64_t n, int64_t k) {
     require(n >= 0 && k >= 0, "n and k must not be negative");
@@ -465,7 +485,8 @@ void bind_kernels(py::module_& module) {
   });
   m.def("gemm", &gemm, py::arg("x").noconvert(), py::arg("packed").noconvert(), py::arg("format"), py::arg("n"),
         py::arg("k"), py::arg("out").noconvert(), py::arg("bias"), py::arg("act"), py::arg("residual"), py::arg("norm"),
-        py::arg("eps"), py::arg("norm_gain"), py::arg("norm_bias"), py::arg("threads"), py::arg("kernel"));
+        py::arg("eps"), py::arg("norm_gain"), py::arg("norm_bias"), py::arg("rotate"), py::arg("threads"),
+        py::arg("kernel"));
   m.def("gemm_chain", &gemm_chain, py::arg("x").noconvert(), py::arg("steps"), py::arg("out").noconvert(),
         py::arg("threads"));
   m.def("matmul", &matmul, py::arg("a").noconvert(), py::arg("b").noconvert(), py::arg("out").noconvert(),

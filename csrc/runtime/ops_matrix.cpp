@@ -104,6 +104,8 @@ void linear(const KernelCall& c) {
   args.eps = static_cast<float>(c.real(9));
   args.norm_gain = gain != nullptr ? gain->as<const float>() : nullptr;
   args.norm_bias = shift != nullptr ? shift->as<const float>() : nullptr;
+  args.rotate = c.integer(13) != 0;
+  c.require(!args.rotate || !kernels::is_f32(args.format->family), "weights of floats have no rotation");
   if (y.size() == 0) return;
   if (c.following.size() == c.args.size()) {
     args.next_format = kernels::find_format(c.following[10].string);
@@ -116,6 +118,20 @@ void linear(const KernelCall& c) {
     float* out = y.as<float>();
     for (int64_t i = begin; i < end; ++i)
       out[i] = act.after(out[i]) + (residual != nullptr ? residual->as<const float>()[i] : 0);
+  });
+}
+
+void hadamard(const KernelCall& c) {
+  const Tensor &x = c.tensor(0), &y = c.tensor(1);
+  const int64_t block = c.integer(2);
+  c.require(x.dtype == DType::kF32 && y.dtype == DType::kF32, "it takes f32 only");
+  c.require(x.rank() >= 1 && y.size() == x.size(), "its shapes do not fit");
+  c.require(block >= 1 && (block & (block - 1)) == 0, "its block is no power of two");
+  if (x.size() == 0) return;
+  const int64_t n = x.dims.back();
+  c.pool->parallel_for(x.size() / n, 1 + kGrainElements / n, [&](int64_t begin, int64_t end, int) {
+    std::memcpy(y.as<float>() + begin * n, x.as<float>() + begin * n, static_cast<size_t>((end - begin) * n) * 4);
+    kernels::hadamard_rows(y.as<float>(), n, block, begin, end);
   });
 }
 
@@ -374,8 +390,9 @@ void gather_quantized(const KernelCall& c) {
 }
 
 constexpr Kernel kKernels[] = {
-    {"linear", "x, w, bias?, residual?, norm_gain?, norm_bias? -> y; act:s, norm:s, eps:f, format:s, n, k", linear,
-     linear_scratch},
+    {"linear", "x, w, bias?, residual?, norm_gain?, norm_bias? -> y; act:s, norm:s, eps:f, format:s, n, k, rotate",
+     linear, linear_scratch},
+    {"hadamard", "x -> y; block", hadamard},
     {"matmul", "a, b -> y; trans_a, trans_b", matmul, matmul_scratch},
     {"matmul_int", "a, b, a_zero?, b_zero? -> y", matmul_int, matmul_int_scratch},
     {"gather_quantized", "table, indices -> y; format:s, rows, dim", gather_quantized, gather_quantized_scratch},

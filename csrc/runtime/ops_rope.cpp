@@ -1,6 +1,7 @@
 // Rotary position embedding.
 #include <cstring>
 
+#include "kernels/kernels.h"
 #include "runtime/dispatch.h"
 #include "runtime/kernel_registry.h"
 
@@ -34,6 +35,8 @@ void rope(const KernelCall& c) {
   const int64_t batch = x.dims[0], steps = x.dims[1], width = x.dims[2];
   const int64_t heads = c.integer(4), dim = c.integer(5), start = c.integer(6), half = cos.dims[2];
   const bool interleaved = c.integer(7) != 0;
+  const int64_t block = c.integer(8);
+  c.require(block >= 0 && (block & (block - 1)) == 0, "its rotation's block is no power of two");
   c.require(heads >= 0 && dim >= 0 && start >= 0 && heads <= width && dim <= width && start <= width &&
                 start + heads * dim <= width,
             "its columns are outside of its operand");
@@ -53,11 +56,12 @@ void rope(const KernelCall& c) {
         (interleaved ? turn_pairs : turn_halves)(in, turn + angle, lift + angle, half, out);
         std::memcpy(out + 2 * half, in + 2 * half, static_cast<size_t>(dim - 2 * half) * sizeof(float));
       }
+      if (block) kernels::hadamard_rows(to, dim, block, row * heads, (row + 1) * heads);
     }
   });
 }
 
-constexpr Kernel kKernels[] = {{"rope", "x, cos, sin -> y; heads, dim, start, interleaved", rope}};
+constexpr Kernel kKernels[] = {{"rope", "x, cos, sin -> y; heads, dim, start, interleaved, rotate", rope}};
 
 }  // namespace
 

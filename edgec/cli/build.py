@@ -42,6 +42,7 @@ def build(
     max_context: int | None = None,
     embedding: Literal[4, 6, 8] | None = None,
     bits: float | None = None,
+    rotate: str = "auto",
     prune: str | None = None,
     speedup: str | None = None,
     dim: tuple[str, ...] = (),
@@ -89,6 +90,10 @@ def build(
         4.25 takes int4 weights from a table of 16 uneven values: fewer bits and less error than the 4.5 to 4.625 of equal
         steps. Language models on x86-64 have that by default, without --group. 6.25 and 8.5 give all products 6 or 8 bits.
         Others (with --calib) are an average: the products that need it most get 6 or 8 bits.
+    rotate
+        What passes a Hadamard matrix before it is rounded to 8 bits at run time, so that no number stands out: keys (of an int8
+        cache), down (inputs of products behind an activation), inputs (of all products), with commas; or none. auto: keys, and
+        with --weights int8 inputs (docs/quantization.md).
     prune
         Remove what matters least: 20% of the work, or by kind: ffn=30%,heads=25%,conv=20%,layers=2,attention=4 (docs/pruning.md).
     speedup
@@ -159,6 +164,7 @@ def build(
             max_context=max_context,
             embedding=embedding,
             bits=bits,
+            rotate=rotate,
             prune=prune,
             speedup=speedup,
             calib=calib,

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from edgec.ir.node import Node
+from edgec.ir.ops.hadamard import matrix, spans
 from edgec.ir.ops.movement import resize_matrix
 from edgec.ir.ops.nn import GATED, PANEL, window
 
@@ -287,13 +288,30 @@ def _matmul(a: Tensor, b: Tensor, trans_a: bool, trans_b: bool) -> Tensor:
     return torch.matmul(a.mT if trans_a else a, b.mT if trans_b else b)
 
 
+@_op("hadamard")
+def _hadamard(x: Tensor, block: int) -> Tensor:
+    whole, parts = x.shape[-1] // block * block, []
+    with torch.autocast("cpu", enabled=False):  # products in bf16 would cost more than a rotation gains
+        x = x.float() if x.dtype == torch.bfloat16 else x
+        if whole:
+            parts.append((x[..., :whole].unflatten(-1, (-1, block)) @ _turn(block, x.dtype)).flatten(-2))
+        for begin, end in spans(x.shape[-1] - whole, block):
+            parts.append(x[..., whole + begin : whole + end] @ _turn(end - begin, x.dtype))
+        return torch.cat(parts, -1) if parts else x
+
+
+def _turn(size: int, dtype: torch.dtype) -> Tensor:
+    return torch.from_numpy(matrix(size)).to(dtype)
+
+
 @_op("linear")
-def _linear(x, w, bias, residual, norm_gain, norm_bias, act, activations, norm, eps) -> Tensor:
+def _linear(x, w, bias, residual, norm_gain, norm_bias, act, activations, norm, eps, rotate) -> Tensor:
     if norm == "rms":
         x = _rms_norm(x, norm_gain, x.ndim - 1, eps)
         x = x if norm_bias is None else x + norm_bias
     elif norm == "layer":
         x = _layer_norm(x, norm_gain, norm_bias, x.ndim - 1, eps)
+    x = _hadamard(x, BLOCK) if rotate else x
     if activations == "int8":
         x = round_rows(x)
     if act in GATED:
@@ -444,7 +462,7 @@ def _cache_append(past: Tensor, new: Tensor, axis: int, layout: str, dtype: str)
 
 
 @_op("rope")
-def _rope(x: Tensor, cos: Tensor, sin: Tensor, heads: int, dim: int, start: int, interleaved: bool) -> Tensor:
+def _rope(x: Tensor, cos: Tensor, sin: Tensor, heads, dim, start, interleaved, rotate) -> Tensor:
     x = x[:, :, start : start + heads * dim].unflatten(-1, (heads, dim))
     half = cos.shape[-1]
     cos, sin = cos[:, :, None], sin[:, :, None]
@@ -452,7 +470,8 @@ def _rope(x: Tensor, cos: Tensor, sin: Tensor, heads: int, dim: int, start: int,
     a, b = (turned[..., 0::2], turned[..., 1::2]) if interleaved else (turned[..., :half], turned[..., half:])
     pair = (a * cos - b * sin, b * cos + a * sin)
     y = torch.stack(pair, -1).flatten(-2) if interleaved else torch.cat(pair, -1)
-    return torch.cat([y, rest], -1) if rest.shape[-1] else y
+    y = torch.cat([y, rest], -1) if rest.shape[-1] else y
+    return _hadamard(y, rotate) if rotate else y
 
 
 def refuses(node: Node) -> str | None:

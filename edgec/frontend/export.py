@@ -390,6 +390,8 @@ def _linear(w: _Writer, node: Node, args: list) -> str:
     x, weight, bias, residual, gain, shift = node.inputs
     assert x is not None and weight is not None
     y = args[0]
+    if node["rotate"]:
+        raise _refuse(node, w, "a product that rotates its input")
     if node["norm"] != "none":
         y = w.norm(x, y, gain, shift, x.rank - 1, node["eps"], node["norm"] == "layer")
 
@@ -498,6 +500,8 @@ def _repeated(w: _Writer, x: str, sizes: tuple) -> str:
 @_form("rope")
 def _rope(w: _Writer, node: Node, args: list) -> str:
     x, cos, sin = args
+    if node["rotate"]:
+        raise _refuse(node, w, "heads that are rotated")
     heads, dim, start, half = node["heads"], node["dim"], node["start"], node.inputs[1].shape[2]  # type: ignore[union-attr]
     x = w.sliced(x, (start,), (start + heads * dim,), (2,), (1,))
     x = w.emit("Reshape", x, w.dims(node.shape))

@@ -23,7 +23,12 @@ class Builtin:
 def _linear(n: Node) -> Builtin:
     w = n.inputs[1]
     assert w is not None and w.op == "pack"
-    return Builtin("linear", n.inputs, (n["act"], n["norm"], float(n["eps"]), w["format"], w.shape[0], w.shape[1]))
+    params = (n["act"], n["norm"], float(n["eps"]), w["format"], *w.shape, int(n["rotate"]))
+    return Builtin("linear", n.inputs, params)
+
+
+def _rope(n: Node) -> Builtin:
+    return Builtin("rope", n.inputs, (n["heads"], n["dim"], n["start"], int(n["interleaved"]), n["rotate"]))
 
 
 def _gather(n: Node) -> Builtin:
@@ -53,10 +58,11 @@ def _recurrent(n: Node) -> Builtin:
 # op -> its call. Names and parameter orders are those of the runtime's signatures, checked by a test.
 BUILTINS: dict[str, Callable[[Node], Builtin]] = {
     "linear": _linear,
+    "hadamard": lambda n: Builtin("hadamard", n.inputs, (n["block"],)),
     "matmul": lambda n: Builtin("matmul", n.inputs, (int(n["trans_a"]), int(n["trans_b"]))),
     "matmul_int": lambda n: Builtin("matmul_int", n.inputs),
     "attention": _attention,
-    "rope": lambda n: Builtin("rope", n.inputs, (n["heads"], n["dim"], n["start"], int(n["interleaved"]))),
+    "rope": _rope,
     "cache_append": lambda n: Builtin("cache_append", n.inputs, (n["layout"],)),
     "lstm": _recurrent,
     "gru": _recurrent,

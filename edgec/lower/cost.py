@@ -151,7 +151,7 @@ def _kernel(unit: Unit, origin: str) -> StepCost:
         moved = 2 * _bytes(new)
     elif node.op.startswith("gather"):
         moved, weights = 2 * _bytes(node), ()
-    elif node.op == "rope":
+    elif node.op in ("rope", "hadamard"):
         family, operations = "rows", 4 * product(node.shape)
     elif node.op in ("topk", "cumsum"):
         operations = 16 * sum((product(i.shape) for i in node.operands()), 0)

@@ -8,12 +8,12 @@ import numpy as np
 
 from edgec.ir.dims import product
 from edgec.ir.node import Graph, Node, constant, make
-from edgec.ir.ops.nn import GATED, PANEL
+from edgec.ir.ops.nn import BLOCK, GATED, PANEL
 from edgec.ir.ops.registry import IrError
 from edgec.ir.types import TensorType
 
 # Built-in kernels that compute in f32; the other float dtypes are cast around them.
-F32_ONLY = ("linear", "attention", "rope", "lstm", "gru", "rnn")
+F32_ONLY = ("linear", "hadamard", "attention", "rope", "lstm", "gru", "rnn")
 LINEAR_ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", *GATED)
 NORM_READERS = 4  # a norm is computed again for each product that reads it
 
@@ -66,6 +66,7 @@ def _linear(node: Node, pick: Pick) -> Node:
     assert x is not None and w is not None
     if w.op != "constant":
         x = _norm(x, node["norm"], node["eps"], gain, shift)
+        x = make("hadamard", x, block=BLOCK) if node["rotate"] else x
         y = make("matmul", x, w, trans_b=True) if x.rank > 1 else None
         if y is None:
             flat = make("matmul", make("reshape", x, shape=(1, x.shape[0])), w, trans_b=True)
@@ -73,6 +74,10 @@ def _linear(node: Node, pick: Pick) -> Node:
         y = y if bias is None else make("add", y, bias)
         y = activation(y, node["act"])
         return y if residual is None else make("add", y, residual)
+    if node["rotate"] and not w.type.encoding:  # their kernels take x as it is
+        x = make("hadamard", _norm(x, node["norm"], node["eps"], gain, shift), block=BLOCK)
+        attrs = dict(node.attrs) | {"norm": "none", "eps": 0.0, "rotate": False}
+        return _linear(make("linear", x, w, bias, residual, **attrs), pick)
     if node["act"] not in LINEAR_ACTIVATIONS:
         plain = make("linear", x, w, bias, None, gain, shift, **(dict(node.attrs) | {"act": "none"}))
         y = activation(_linear(plain, pick), node["act"])
@@ -91,8 +96,9 @@ def _norm(x: Node, norm: str, eps: float, gain: Node | None, shift: Node | None)
     return y if shift is None else make("add", y, shift)
 
 
-def fuse_norms(graph: Graph) -> Graph:
-    """Norms over the last axis that only products with constant weights read become part of these."""
+def products_of(graph: Graph) -> Callable[[Node], list[Node] | None]:
+    """A function from a value to the linears with constant weights and no norm that read it, through reshapes as well;
+    None if anything else reads it."""
     readers: dict[Node, list[Node | None]] = {}
     for node in graph.nodes():
         for i in node.operands():
@@ -101,7 +107,6 @@ def fuse_norms(graph: Graph) -> Graph:
         readers.setdefault(node, []).append(None)
 
     def products(x: Node) -> list[Node] | None:
-        """The linears that read x, through reshapes as well; None if anything else reads it."""
         found: list[Node] = []
         for r in readers.get(x, []):
             if r is None or r.inputs[0] is not x or any(i is x for i in r.inputs[1:]):
@@ -114,6 +119,43 @@ def fuse_norms(graph: Graph) -> Graph:
                 return None
         return found
 
+    return products
+
+
+def fuse_rotations(graph: Graph) -> Graph:
+    """Rotations become part of the products with encoded weights that alone read them, if in the blocks of activations,
+    or of the rope whose only reader they are."""
+    products, users, new = products_of(graph), graph.users(), dict[Node, Node]()
+    rotates: set[Node] = set()  # what stands for its input
+    outputs = {n for _, n in graph.outputs}
+    alone = lambda n: len(users[n]) == 1 and n not in outputs  # noqa: E731
+    for node in graph.nodes():
+        inputs = [None if i is None else new[i] for i in node.inputs]
+        first = node.inputs[0] if node.inputs else None
+        if node.op == "hadamard" and node["block"] == BLOCK and (read := products(node)):
+            if all(not r["rotate"] and r.inputs[1].type.encoding for r in read):  # type: ignore[union-attr]
+                rotates.add(node)
+                new[node] = inputs[0]  # type: ignore[assignment]
+                continue
+        attrs = dict(node.attrs)
+        if node.op == "hadamard" and first.op == "rope" and not first["rotate"] and alone(first):  # type: ignore[union-attr]
+            new[node] = make("rope", *inputs[0].inputs, **(dict(first.attrs) | {"rotate": node["block"]}))  # type: ignore
+            graph.origins.setdefault(new[node], graph.origins.get(first, ()))
+            continue
+        if first in rotates:
+            if node.op == "reshape":
+                rotates.add(node)
+            else:
+                attrs["rotate"] = True
+        new[node] = make(node.op, *inputs, **attrs)
+        if node in graph.origins:
+            graph.origins.setdefault(new[node], graph.origins[node])
+    return graph.with_outputs([new[n] for _, n in graph.outputs])
+
+
+def fuse_norms(graph: Graph) -> Graph:
+    """Norms over the last axis that only products with constant weights read become part of these."""
+    products = products_of(graph)
     new: dict[Node, Node] = {}
     norms: dict[Node, tuple[dict, tuple[Node | None, ...]]] = {}  # what a node that stands for its input lacks
     for node in graph.nodes():
@@ -175,7 +217,7 @@ def legalize(graph: Graph, pick: Pick) -> Graph:
 
     pick: the packed format of a weight. Nodes get the origins of what they replace.
     """
-    graph = fuse_norms(graph)
+    graph = fuse_norms(fuse_rotations(graph))
     new: dict[Node, Node] = {}
     kept = {past for past, _ in graph.states}
     tied = {n.inputs[1] for n in graph.nodes() if n.op == "linear"}  # a table that a product reads too is stored once

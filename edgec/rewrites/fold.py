@@ -6,6 +6,7 @@ import weakref
 
 import numpy as np
 
+from edgec.ir.data import full_box
 from edgec.ir.dims import product
 from edgec.ir.node import SMALL, Data, Node, _hashable, constant, make
 from edgec.ir.ops import OPS
@@ -61,7 +62,8 @@ def folded(node: Node) -> Node:
         return constant(compute())
     key = ("fold", op, tuple(_hashable(v) for _, v in sorted(attrs.items())), tuple(d and d.key for d in datas))
     part = part_of(op, attrs, node.type, datas)
-    new = Data(node.type, key, lambda: {"value": compute()}, part)
+    whole = compute if part is None else lambda: part(full_box(node.type.shape))  # the same numbers as of its parts
+    new = Data(node.type, key, lambda: {"value": whole()}, part)
     if op == "transpose" and datas[0] is not None:
         _transposed[new] = (datas[0], attrs["perm"])
     return constant(new)

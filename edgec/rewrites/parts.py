@@ -30,6 +30,8 @@ def part_of(op: str, attrs: Mapping[str, Any], type: TensorType, datas: Sequence
         return lambda box: _to_float(x.part(box))
     if OPS[op].kind in COMPUTED:
         return lambda box: _computed(op, attrs, operands, box)
+    if op == "hadamard":
+        return lambda box: _hadamard(x.part((*box[:-1], slice(0, type.shape[-1]))), attrs["block"])[..., box[-1]]
     if op == "slice":
         return lambda box: _slice(x, attrs, box)
     if op == "concat":
@@ -45,6 +47,14 @@ def _to_float(x: np.ndarray) -> np.ndarray:
     from edgec import kernels
 
     return kernels.to_float(x, kernels.threads()) if x.ndim == 2 else x.astype(np.float32)
+
+
+def _hadamard(x: np.ndarray, block: int) -> np.ndarray:
+    from edgec import kernels
+
+    if x.dtype != np.float32:
+        return OPS["hadamard"].reference(x, block)
+    return kernels.hadamard(x, block, kernels.threads())
 
 
 def _computed(op: str, attrs: Mapping[str, Any], operands: Sequence[Data], box: Part) -> np.ndarray:

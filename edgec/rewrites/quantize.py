@@ -18,6 +18,7 @@ from edgec.cache import Store
 from edgec.errors import EdgecError
 from edgec.ir.data import BLOCK
 from edgec.ir.node import Data, Graph, Node, constant
+from edgec.ir.ops.hadamard import spans
 from edgec.ir.types import Quantized
 from edgec.rewrites import convs
 from edgec.rewrites.encode import encoded, in_channels, nbytes, sample
@@ -125,7 +126,9 @@ class Choice:
 
 def _after_norm(x: Node) -> np.ndarray | None:
     """The mean square of each column that a normalised operand has, without data: gain^2 + bias^2."""
-    while x.op == "reshape" and x.shape[-1:] == x.inputs[0].shape[-1:]:
+    turned = None
+    while x.op == "hadamard" or (x.op == "reshape" and x.shape[-1:] == x.inputs[0].shape[-1:]):
+        turned = x if x.op == "hadamard" else turned
         x = x.inputs[0]
     if x.op not in ("layer_norm", "rms_norm") or x["axis"] != x.rank - 1:
         return None
@@ -135,6 +138,9 @@ def _after_norm(x: Node) -> np.ndarray | None:
     square = np.square(gain["data"].array(), dtype=np.float32)
     if bias is not None and bias.op == "constant" and bias.shape == gain.shape:
         square = square + np.square(bias["data"].array(), dtype=np.float32)
+    if turned is not None:  # each of a block is a sum of all, with signs
+        for begin, end in spans(len(square), turned["block"]):
+            square[begin:end] = square[begin:end].mean()
     return square if np.isfinite(square).all() and square.max() > 0 else None
 
 

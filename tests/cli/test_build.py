@@ -36,6 +36,24 @@ def test_build_reports(edgec, mlp_onnx, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"m.edgec"}
 
 
+def test_rotations_are_reported(edgec, mlp_onnx, tmp_path):
+    found = {}
+    for rotate in ("auto", "none"):
+        done = edgec("build", mlp_onnx, "-o", "m.edgec", "--weights", "int8", "--rotate", rotate, "--json")
+        assert done.status == 0, done.err
+        found[rotate] = done.json
+    assert found["auto"]["rotated"] == {"inputs": 2} and found["none"]["rotated"] == {}
+    assert found["auto"]["options"]["rotate"] == "auto"
+    errors = [f["check"]["outputs"]["y"]["snr_db"] for f in found.values()]
+    assert errors[0] > 30 and errors[0] > errors[1] - 2
+    wrong = edgec("build", mlp_onnx, "-o", "w.edgec", "--rotate", "values", "--json")
+    assert (
+        wrong.status == 2
+        and "keys, down, inputs" in wrong.json["error"]["hint"]
+        and not (tmp_path / "w.edgec").exists()
+    )
+
+
 def test_weights_of_4_25_bits(edgec, tmp_path):
     rng = np.random.default_rng(0)
     w = [numpy_helper.from_array(rng.standard_normal((512, 512)).astype(np.float32), n) for n in "ab"]

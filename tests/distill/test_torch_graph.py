@@ -96,7 +96,8 @@ CASES = {
         for n in ("rms", "layer")
         for c in (None, weights(40, seed=2))
     ]
-    + [b.linear(f32("x", 3, 40), weights(32, 40), activations="int8")],
+    + [b.linear(f32("x", 3, 40), weights(32, 40), activations="int8", rotate=r) for r in (False, True)],
+    "hadamard": [b.hadamard(f32("x", 2, 3, 77), block=n) for n in (1, 4, 32, 128)],
     "conv": [
         b.conv(x4, weights(6, 2, 2, 2), weights(6), f32("r", 2, 6, 7, 6), group=2, act="relu6", **_C),
         b.conv(x3, weights(3, 4, 2), strides=(2,), pads=(0, 1), dilations=(3,)),
@@ -140,8 +141,11 @@ CASES = {
         for d in ("f32", "i8")
     ],
     "rope": [
-        b.rope(f32("x", 2, 3, 30), f32("c", 1, 3, 2), f32("s", 1, 3, 2), heads=3, dim=6, start=5, interleaved=i)
+        b.rope(
+            f32("x", 2, 3, 30), f32("c", 1, 3, 2), f32("s", 1, 3, 2), heads=3, dim=6, start=5, interleaved=i, rotate=r
+        )
         for i in (False, True)
+        for r in (0, 4)
     ],
     "div": [b.div(i64("i", 3, 2), b.sub(i64("j", 2), constant(2, "i64")))],
     "mod": [b.mod(i64("i", 3, 2), b.sub(i64("j", 2), constant(2, "i64"))), b.mod(f32("x", 3), f32("y", 3))],

@@ -383,7 +383,7 @@ def test_linear_fp32(lead, n, k, act, with_bias, with_residual, random, threads)
     norm = random.choice(("none", "rms", "layer"))
     gain, shift = (rng.standard_normal(k).astype(np.float32) if norm != "none" else None for _ in range(2))
     (want,) = reference("linear", x, w, bias, residual, gain, shift, act=act, norm=norm, eps=1e-3)
-    params = (act, norm, 1e-3, form, n, k)
+    params = (act, norm, 1e-3, form, n, k, 0)
     (got,) = run("linear", x, packed, bias, residual, gain, shift, *params, out=[(want.shape, "f4")], threads=threads)
     close(got, want, 1e-5)
 
@@ -398,8 +398,9 @@ def test_linear_int4(m, n, blocks, random, threads):
     form = edgec.kernels.format_name()
     packed = edgec.kernels.pack(form, q, scale)
     act = random.choice(edgec.kernels.GATED) if n % 16 == 0 else "none"
-    (want,) = reference("linear", x, edgec.kernels.dequantize(q, scale), *[None] * 4, activations="int8", act=act)
-    params = (act, "none", 0.0, form, n, k)
+    how = {"activations": "int8", "act": act, "rotate": random.choice((False, True))}
+    (want,) = reference("linear", x, edgec.kernels.dequantize(q, scale), *[None] * 4, **how)
+    params = (act, "none", 0.0, form, n, k, int(how["rotate"]))
     (got,) = run("linear", x, packed, *[None] * 4, *params, out=[(want.shape, "f4")], threads=threads)
     close(got, want, 1e-4)
 
@@ -416,7 +417,37 @@ def test_linear_refuses_short_weights_and_unknown_names():
     ):
         with pytest.raises(EdgecError, match=words):
             x, w = np.zeros((2, 8), "f4"), np.zeros(bytes, np.uint8)
-            run("linear", x, w, *[None] * 4, act, norm, 0.0, *sizes, out=[((2, 16), "f4")])
+            run("linear", x, w, *[None] * 4, act, norm, 0.0, *sizes, 0, out=[((2, 16), "f4")])
+    with pytest.raises(EdgecError, match="no rotation"):
+        run(
+            "linear",
+            x,
+            np.zeros(4096, np.uint8),
+            *[None] * 4,
+            "none",
+            "none",
+            0.0,
+            form,
+            16,
+            8,
+            1,
+            out=[((2, 16), "f4")],
+        )
+
+
+@fuzz
+@given(shapes, st.sampled_from((1, 2, 4, 32, 64)), st.randoms(use_true_random=False), threads)
+def test_hadamard(shape, block, random, threads):
+    x = np.random.default_rng(random.randrange(2**32)).standard_normal((*shape[:-1], shape[-1] * 11)).astype(np.float32)
+    (want,) = reference("hadamard", x, block=block)
+    (got,) = run("hadamard", x, block, out=[(x.shape, "f4")], threads=threads)
+    close(got, want, 1e-6)
+
+
+def test_hadamard_refuses_what_is_no_power_of_two():
+    for block in (0, -4, 24):
+        with pytest.raises(EdgecError, match="power of two"):
+            run("hadamard", np.zeros((2, 8), "f4"), block, out=[((2, 8), "f4")])
 
 
 @fuzz

@@ -258,6 +258,40 @@ def test_norm_before_the_product(kernel, data):
     assert (np.abs(got - dequantized @ w.values().T) <= bound).all()
 
 
+@pytest.mark.parametrize("kernel", [k for k in LINEAR if not k.family.startswith("f32")], ids=lambda k: k.name)
+@settings(deadline=None, max_examples=12)
+@given(data=st.data())
+def test_rotation_before_the_product(kernel, data):
+    need(kernel)
+    w = data.draw(es.quantized_weights(of_family(kernel)))
+    n, k = w.q.shape
+    m, threads = data.draw(es.sizes(20, 6)), data.draw(st.integers(1, 3))
+    x = es.guarded(data.draw(es.activations(m, k)), data.draw(st.booleans()))
+    packed, how = w.pack(), {"threads": threads, "kernel": kernel.name}
+    got = ek.gemm(x, packed, w.format.name, n, k, rotate=True, **how)
+    np.testing.assert_array_equal(got, ek.gemm(ek.hadamard(x, 32), packed, w.format.name, n, k, **how))
+    with np.errstate(all="ignore"):
+        scale = np.float32(np.abs(x).max(initial=0))
+        x = x / scale if 0 < scale < np.inf else np.ones_like(x)
+    # A row that is its own norm: what is rotated is what the norm gives.
+    gain = np.random.default_rng(0).standard_normal(k).astype(np.float32)
+    normed = normalized(x, "rms", 1e-5, gain, None).astype(np.float32)
+    got = ek.gemm(x, packed, w.format.name, n, k, rotate=True, norm="rms", eps=1e-5, norm_gain=gain, **how)
+    want, magnitude = reference(kernel, ek.hadamard(normed, 32), w)
+    with np.errstate(over="ignore", invalid="ignore"):
+        fits = magnitude < 1e30
+        if takes_f16(kernel):  # a weight's f16 may be infinite
+            fits &= np.abs(w.scale.astype(np.float32)).max(1) <= 65504 / 16
+        assert (np.abs(got - want) <= 0.02 * magnitude.max(initial=0) + 1e-30)[fits].all()
+
+
+def test_floats_are_not_rotated():
+    with pytest.raises(EdgecError, match="no rotation"):
+        ek.gemm(
+            np.zeros((1, 8), np.float32), ek.pack("f32n16", np.zeros((16, 8), np.float32)), "f32n16", 16, 8, rotate=True
+        )
+
+
 def test_the_norm_of_a_row_that_is_not_finite_is_nan():
     w = np.ones((16, 64), np.float32)
     x = np.ones((3, 64), np.float32)

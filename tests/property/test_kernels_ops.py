@@ -176,6 +176,65 @@ def test_gather(kernel, data):
             ek.gather(w.format.name, packed, rows, dim, np.append(indices, bad), kernel=kernel)
 
 
+def sylvester(size: int) -> np.ndarray:
+    """The oracle: each doubling of [[1, 1], [1, -1]]."""
+    h = np.ones((1, 1))
+    while len(h) < size:
+        h = np.block([[h, h], [h, -h]])
+    return h / np.sqrt(size)
+
+
+def in_blocks(x: np.ndarray, block: int) -> np.ndarray:
+    y, at = x.astype(np.float64), 0
+    while at < x.shape[-1]:
+        while at + block > x.shape[-1]:
+            block //= 2
+        y[..., at : at + block] = y[..., at : at + block] @ sylvester(block)
+        at += block
+    return y
+
+
+@table("hadamard")
+@settings(deadline=None, max_examples=80)
+@given(data=st.data())
+def test_hadamard(kernel, data):
+    rng = np.random.default_rng(data.draw(st.integers(0, 999)))
+    rows, n, block = data.draw(es.sizes(5)), data.draw(es.sizes(300)), 2 ** data.draw(st.integers(0, 9))
+    x = rng.standard_normal((rows, n)) * 10.0 ** data.draw(st.integers(-30, 30))
+    x = es.guarded(np.where(rng.random(x.shape) < 0.05, 100, 1) * x.astype(np.float32), data.draw(st.booleans()))
+    got = ek.hadamard(x, block, data.draw(st.integers(1, 3)), kernel)
+    # One product, then a sum of up to `block` terms in log2(block) steps.
+    depth = block.bit_length() + 1
+    bound = depth * np.finfo(np.float32).eps / 2 * in_blocks_magnitude(x, block) + 1e-44 * block
+    assert (np.abs(got - in_blocks(x, block)) <= bound).all()
+    np.testing.assert_array_equal(got, ek.hadamard(x, block, kernel="hadamard_f32_f32_none_1x8_generic"))
+    back = ek.hadamard(got, block, kernel=kernel)
+    norm = np.linalg.norm(x.astype(np.float64), axis=-1, keepdims=True)
+    assert (np.abs(back - x) <= 3 * depth * np.finfo(np.float32).eps * norm + 1e-40).all()
+    length = np.linalg.norm(got.astype(np.float64), axis=-1, keepdims=True)
+    np.testing.assert_allclose(length, norm, rtol=depth * 1e-6, atol=1e-40)
+
+
+def in_blocks_magnitude(x: np.ndarray, block: int) -> np.ndarray:
+    """The sum of the terms' magnitudes."""
+    y, at = np.abs(x.astype(np.float64)), 0
+    while at < x.shape[-1]:
+        while at + block > x.shape[-1]:
+            block //= 2
+        y[..., at : at + block] = y[..., at : at + block].sum(-1, keepdims=True) / np.sqrt(block)
+        at += block
+    return y
+
+
+def test_what_is_not_finite_stays_in_its_block():
+    x = np.ones((1, 96), np.float32)
+    x[0, 40] = np.inf
+    got = ek.hadamard(x, 32)
+    assert np.isfinite(got[0, :32]).all() and np.isfinite(got[0, 64:]).all() and not np.isfinite(got[0, 32:64]).any()
+    with pytest.raises(EdgecError):
+        ek.hadamard(x, 24)
+
+
 def ulps(got: np.ndarray, want: np.ndarray) -> np.ndarray:
     return np.abs(got.astype(np.float64) - want) / np.spacing(np.maximum(np.abs(want), 1e-38).astype(np.float32))
 

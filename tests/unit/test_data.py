@@ -59,7 +59,11 @@ def test_a_box_of_a_file(stored, data, shape, dtype):
 def step(draw, node):
     """An op over the constant matrix `node`."""
     n, k = node.shape
-    kind = draw(st.sampled_from(["transpose", "slice", "concat", "gather", "add", "mul", "halves", "round"]))
+    kind = draw(
+        st.sampled_from(["transpose", "slice", "concat", "gather", "add", "mul", "halves", "round", "hadamard"])
+    )
+    if kind == "hadamard":
+        return const_node("hadamard", node, block=draw(st.sampled_from([1, 8, 32])))
     if kind == "transpose":
         return const_node("transpose", node, perm=(1, 0))
     if kind == "slice":

@@ -7,6 +7,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from edgec.ir.dims import Dim, ceildiv, floordiv
 from edgec.ir.ops.elementwise import _gelu, _sigmoid
+from edgec.ir.ops.hadamard import rotated
 from edgec.ir.ops.reduce import _layer_norm, _rms_norm
 from edgec.ir.ops.registry import (
     REQUIRED,
@@ -34,6 +35,7 @@ ACTIVATIONS = {
 # of linear: act(gate) * up, where w's rows come in panels of 16: 8 gates, then the 8 rows they multiply
 GATED = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh"}
 PANEL = 16
+BLOCK = 32  # activations that share a scale
 NORMS = ("none", "rms", "layer")
 
 
@@ -84,7 +86,7 @@ def _matmul_int_reference(a, b, a_zero, b_zero):
 define("matmul_int", "a b a_zero? b_zero?", _matmul_int, _matmul_int_reference, "nn")
 
 
-def _linear(x, w, bias, residual, norm_gain, norm_bias, act, activations, norm, eps):
+def _linear(x, w, bias, residual, norm_gain, norm_bias, act, activations, norm, eps, rotate):
     need(x.dtype in FLOATS and w.rank == 2 and x.rank >= 1, f"linear: {x} by {w}")
     _contract("linear", x.shape[-1], w.shape[1])
     n = w.shape[0]
@@ -103,7 +105,7 @@ def _linear(x, w, bias, residual, norm_gain, norm_bias, act, activations, norm, 
     return out
 
 
-def quantize_rows(x: np.ndarray, block: int = 32) -> np.ndarray:
+def quantize_rows(x: np.ndarray, block: int = BLOCK) -> np.ndarray:
     """x rounded to int8 per block of the last axis with an f32 scale (absmax / 127), as values."""
     k = x.shape[-1]
     padded = np.pad(x.astype(np.float32), [(0, 0)] * (x.ndim - 1) + [(0, -k % block)])
@@ -114,12 +116,13 @@ def quantize_rows(x: np.ndarray, block: int = 32) -> np.ndarray:
     return (q * scale).reshape(padded.shape)[..., :k]
 
 
-def _linear_reference(x, w, bias, residual, norm_gain, norm_bias, act, activations, norm, eps):
+def _linear_reference(x, w, bias, residual, norm_gain, norm_bias, act, activations, norm, eps, rotate):
     if norm == "rms":
         x = _rms_norm(x, norm_gain, x.ndim - 1, eps)
         x = x if norm_bias is None else x + norm_bias
     elif norm == "layer":
         x = _layer_norm(x, norm_gain, norm_bias, x.ndim - 1, eps)
+    x = rotated(x, BLOCK) if rotate else x
     if activations == "int8":
         x = quantize_rows(x).astype(x.dtype)
     with np.errstate(all="ignore"):
@@ -135,9 +138,10 @@ def _linear_reference(x, w, bias, residual, norm_gain, norm_bias, act, activatio
 
 
 # act(norm(x) @ w.T + bias) + residual; norm: of each row, "rms" or "layer", with eps, norm_gain and norm_bias.
-# activations "int8": norm(x) is quantized per block of 32 first. A gated act (GATED) halves the columns.
+# rotate: norm(x) passes `hadamard` in blocks of 32. activations "int8": it is quantized per block of 32 then. A gated
+# act (GATED) halves the columns.
 define("linear", "x w bias? residual? norm_gain? norm_bias?", _linear, _linear_reference, "nn", act="none",
-       activations="fp32", norm="none", eps=0.0)  # fmt: skip
+       activations="fp32", norm="none", eps=0.0, rotate=False)  # fmt: skip
 
 
 def window(size: Dim, kernel: int, stride: int, before: Dim, after: Dim, dilation: int, ceil: bool = False) -> Dim:

@@ -38,3 +38,24 @@ def model() -> Callable[[str], pathlib.Path]:
         return path
 
     return find
+
+
+@pytest.fixture
+def browser():
+    """A headless Chromium, driven by selenium."""
+    pytest.importorskip("selenium")
+    driver = shutil.which("chromedriver")
+    if driver is None or shutil.which("chromium") is None:
+        pytest.skip("no chromium and chromedriver (Debian: chromium, chromium-driver)")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    for argument in ("headless=new", "no-sandbox", "disable-gpu", "window-size=900,700", "disable-dev-shm-usage"):
+        options.add_argument(f"--{argument}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    found = webdriver.Chrome(options, Service(driver))
+    found.set_page_load_timeout(30)
+    yield found
+    found.quit()

@@ -55,18 +55,7 @@ static void f32_rows(int64_t rows, const float* a, int64_t a_m, int64_t a_k, con
   case n:                                                                                           \
     if constexpr (n <= kF32Rows) f32_tile<n, kAdd, kFrom>(a, a_m, a_k, b, b_k, depth, out, out_ld); \
     break;
-    EDGEC_ROWS(1)
-    EDGEC_ROWS(2)
-    EDGEC_ROWS(3)
-    EDGEC_ROWS(4)
-    EDGEC_ROWS(5)
-    EDGEC_ROWS(6)
-    EDGEC_ROWS(7)
-    EDGEC_ROWS(8)
-    EDGEC_ROWS(9)
-    EDGEC_ROWS(10)
-    EDGEC_ROWS(11)
-    EDGEC_ROWS(12)
+    EDGEC_EACH_OF_12(EDGEC_ROWS)
 #undef EDGEC_ROWS
   }
 }

@@ -39,12 +39,7 @@ static void linear_streamed(const LinearJob& job, int64_t tile_begin, int64_t ti
     if constexpr (n <= kStreamedRows)                                                     \
       stream_blocks<kFamily, n>(a, panels, count, from, to, job.group_blocks, out, rows); \
     break;
-            EDGEC_ROWS(1)
-            EDGEC_ROWS(2)
-            EDGEC_ROWS(3)
-            EDGEC_ROWS(4)
-            EDGEC_ROWS(5)
-            EDGEC_ROWS(6)
+            EDGEC_EACH_OF_6(EDGEC_ROWS)
 #undef EDGEC_ROWS
           }
         }

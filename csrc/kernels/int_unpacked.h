@@ -33,18 +33,7 @@ static void linear_unpacked(const LinearJob& job, int64_t tile_begin, int64_t ti
   case n:                                                                               \
     if constexpr (n <= kUnpackedRows) U::template tile<n>(a, unpacked, to - from, out); \
     break;
-            EDGEC_ROWS(1)
-            EDGEC_ROWS(2)
-            EDGEC_ROWS(3)
-            EDGEC_ROWS(4)
-            EDGEC_ROWS(5)
-            EDGEC_ROWS(6)
-            EDGEC_ROWS(7)
-            EDGEC_ROWS(8)
-            EDGEC_ROWS(9)
-            EDGEC_ROWS(10)
-            EDGEC_ROWS(11)
-            EDGEC_ROWS(12)
+            EDGEC_EACH_OF_12(EDGEC_ROWS)
 #undef EDGEC_ROWS
           }
         }

@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <numeric>
 
+#include "runtime/memory.h"
+
 namespace edgec {
 
 size_t layout_arena(std::vector<Lifetime>& items) {
-  constexpr size_t kAlign = 64;
-  const auto rounded = [](size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; };
   std::vector<uint32_t> order(items.size());
   std::iota(order.begin(), order.end(), 0U);
   std::stable_sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) { return items[a].bytes > items[b].bytes; });
@@ -39,10 +39,10 @@ size_t layout_arena(std::vector<Lifetime>& items) {
         best = free_from;
         best_gap = other.offset - free_from;
       }
-      free_from = std::max(free_from, other.offset + rounded(other.bytes));
+      free_from = std::max(free_from, other.offset + round_up(other.bytes));
     }
     item.offset = best != SIZE_MAX ? best : free_from;
-    total = std::max(total, item.offset + rounded(item.bytes));
+    total = std::max(total, item.offset + round_up(item.bytes));
     for (int64_t slice = first_slice; slice <= last_slice; ++slice) slices[static_cast<size_t>(slice)].push_back(i);
   }
   return total;

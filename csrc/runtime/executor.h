@@ -104,6 +104,11 @@ class Executor {
 
  private:
   void check_kernel_step(size_t index);
+  void resolve(Binding& b) const;
+  KernelCall kernel_call(const Binding& b, const Binding::BoundStep& bound, size_t index) const;
+  void run_call(const Binding& b, size_t index) const;
+
+  // binding.cpp: from sizes to a Binding
   void set_parameters(std::vector<int64_t>& symbols, const Request& request) const;
   void check_inputs(std::span<const std::span<const int64_t>> input_shapes, const std::vector<int64_t>& exprs) const;
   std::unique_ptr<Binding> make_binding(std::vector<int64_t> symbols) const;
@@ -117,9 +122,6 @@ class Executor {
   // The binding for another length of the states; false: it must be made anew.
   bool grow(Binding& b, const std::vector<int64_t>& symbols) const;
   void bind_steps(Binding& b) const;
-  void resolve(Binding& b) const;
-  KernelCall kernel_call(const Binding& b, const Binding::BoundStep& bound, size_t index) const;
-  void run_call(const Binding& b, size_t index) const;
 
   Plan plan_;
   States states_;

@@ -5,6 +5,8 @@
 
 namespace edgec {
 
+inline size_t round_up(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
 class Block {
  public:
   Block() = default;

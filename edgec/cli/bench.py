@@ -14,9 +14,9 @@ from edgec.cli.common import (
     existing,
     fields,
     need,
-    origin_text,
     parse_dims,
     print_json,
+    step_table,
     table,
 )
 from edgec.options import idle
@@ -233,13 +233,4 @@ def _show(out: dict, results: dict) -> None:
     if "speedup" in out:
         print(f"onnxruntime takes {out['speedup']:.2f}x edgec's time")
     if "steps" in out:
-        total = sum(s["us"] for s in out["steps"]) or 1.0
-        slowest = sorted(out["steps"], key=lambda s: -s["us"])
-        table(
-            ("step", "kernel", "us>", "%>"),
-            [
-                (origin_text(s["origin"]), s["kernel"], f"{s['us']:.1f}", f"{100 * s['us'] / total:.1f}")
-                for s in slowest[:40]
-            ],
-            title=f"{len(slowest)} steps, {total / 1e3:.3f} ms",
-        )
+        step_table(out["steps"])

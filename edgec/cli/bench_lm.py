@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgec.cli.common import bytes_text, fields, origin_text, print_json, table
+from edgec.cli.common import bytes_text, fields, print_json, step_table, table
 from edgec.errors import EdgecError
 
 if TYPE_CHECKING:
@@ -219,13 +219,4 @@ def _show(out: dict[str, Any], path: Path) -> None:
         )
     )
     if "steps" in out:
-        total = sum(s["us"] for s in out["steps"]) or 1.0
-        slowest = sorted(out["steps"], key=lambda s: -s["us"])
-        table(
-            ("step", "kernel", "us>", "%>"),
-            [
-                (origin_text(s["origin"]), s["kernel"], f"{s['us']:.1f}", f"{100 * s['us'] / total:.1f}")
-                for s in slowest[:40]
-            ],
-            title=f"decode: {len(slowest)} steps, {total / 1e3:.3f} ms",
-        )
+        step_table(out["steps"], "decode: ")

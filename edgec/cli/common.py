@@ -96,6 +96,16 @@ def origin_text(origin: str, width: int = 70) -> str:
     return f"{first} +{len(more)}" if more else first
 
 
+def step_table(steps: Sequence[Mapping[str, Any]], what: str = "") -> None:
+    """Prints the 40 slowest steps of a run: origin, kernel, microseconds ("us")."""
+    total = sum(s["us"] for s in steps) or 1.0
+    slowest = sorted(steps, key=lambda s: -s["us"])
+    rows = [
+        (origin_text(s["origin"]), s["kernel"], f"{s['us']:.1f}", f"{100 * s['us'] / total:.1f}") for s in slowest[:40]
+    ]
+    table(("step", "kernel", "us>", "%>"), rows, title=f"{what}{len(steps)} steps, {total / 1e3:.3f} ms")
+
+
 def shape_text(shape: Iterable[Any]) -> str:
     return "[" + ", ".join(map(str, shape)) + "]"
 

@@ -16,6 +16,7 @@ if not os.environ.get("EDGEC_TEST_ARM"):
 import count_instructions
 import environment
 
+pytestmark = pytest.mark.usefixtures("arm")
 # Executed instructions per 32 multiply-accumulates: (kernel, format, M, N, K, limit). The limits are what was reached,
 # rounded up; bench/arm.md says where they go.
 LIMITS = [
@@ -42,14 +43,6 @@ LIMITS = [
     ("linear_f32_f16k32_s4n32k1_32x32_amx2", "s4g32n32k1", 128, 1024, 1024, 0.0785),
     ("linear_f32_f16k32_u4n32k1_32x32_amx2", "u4g32n32k1", 128, 1024, 1024, 0.08),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def arm():
-    try:
-        environment.setup()
-    except environment.Unavailable as reason:
-        pytest.skip(f"no arm64 to test in: {reason}")
 
 
 @pytest.fixture(scope="module")

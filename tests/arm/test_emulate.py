@@ -11,14 +11,13 @@ import pytest
 if not os.environ.get("EDGEC_TEST_ARM"):
     pytest.skip("set EDGEC_TEST_ARM=1 (make test-arm) to test Arm under emulation", allow_module_level=True)
 
-import environment
-
 import edgec
 from edgec.artifact.reader import ArtifactFile
 from edgec.cli import main
 from edgec.emulate import EmulatedSession, runner
 from edgec.errors import EdgecError
 
+pytestmark = pytest.mark.usefixtures("qemu")
 TARGETS = (
     "raspberry-pi-4",
     "raspberry-pi-5",
@@ -29,18 +28,6 @@ TARGETS = (
     "apple-m4",
     "apple-a17",
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def qemu(tmp_path_factory):
-    try:
-        environment.setup()
-    except environment.Unavailable as reason:
-        pytest.skip(f"no arm64 to test in: {reason}")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EDGEC_QEMU", environment.emulator()[0])
-        patch.setenv("EDGEC_CACHE", str(environment.BUILD / "cache"))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -22,21 +22,10 @@ from edgec import targets
 from edgec.artifact.reader import ArtifactFile
 from edgec.emulate import EmulatedSession
 
+pytestmark = pytest.mark.usefixtures("qemu")
 LINUX = "cortex-a76"
 APPLE = ("apple-m1", "apple-m2", "apple-m3", "apple-m4")
 MODELS = ("minilm", "magika", "silero-vad", "smollm2-2-layers")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def qemu():
-    try:
-        environment.setup()
-    except environment.Unavailable as reason:
-        pytest.skip(f"no arm64 to test in: {reason}")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EDGEC_QEMU", environment.emulator()[0])
-        patch.setenv("EDGEC_CACHE", str(environment.BUILD / "cache"))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from lm_tools import write_folder
 
-DRIVER = shutil.which("chromedriver")
 SECTIONS = ("size", "loss", "layers", "latency", "kernels", "provenance")
 
 
@@ -144,25 +143,6 @@ def test_a_forged_manifest_is_shown_as_text(edgec, mlp_artifact, tmp_path):
         assert edgec("report", "bad.edgec", "--no-measure").status == 0
     with zipfile.ZipFile(tmp_path / "bad.edgec") as z:
         assert z.testzip() is None
-
-
-@pytest.fixture
-def browser():
-    pytest.importorskip("selenium")
-    if DRIVER is None or shutil.which("chromium") is None:
-        pytest.skip("no chromium and chromedriver (Debian: chromium, chromium-driver)")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, Service(DRIVER))
-    driver.set_page_load_timeout(30)
-    yield driver
-    driver.quit()
 
 
 @pytest.mark.filterwarnings("ignore")

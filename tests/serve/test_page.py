@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 
 pytest.importorskip("openai")
@@ -11,32 +9,6 @@ pytest.importorskip("tvm")
 selenium = pytest.importorskip("selenium")
 
 from test_serve import Server, artifact  # noqa: E402, F401
-
-DRIVER = shutil.which("chromedriver")
-
-
-@pytest.fixture
-def browser():
-    if DRIVER is None or shutil.which("chromium") is None:
-        pytest.skip("no chromium and chromedriver (Debian: chromium, chromium-driver)")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--window-size=900,700",
-        "--disable-dev-shm-usage",
-    ):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, Service(DRIVER))
-    driver.set_page_load_timeout(30)
-    yield driver
-    driver.quit()
 
 
 @pytest.mark.filterwarnings("ignore")

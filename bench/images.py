@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 FOLDER = Path(os.environ.get("EDGEC_MODELS", Path.home() / ".cache/edgec-models")) / "images"
-CALIBRATION = ("chelsea", "coffee", "motorcycle_left", "ihc", "camera", "clock_motion", "text", "moon")
-HELD = ("astronaut", "motorcycle_right", "coins", "page", "grass")
-TEXT = ("text", "page")
+CALIBRATION = ("chelsea", "coffee", "motorcycle_left", "ihc", "camera", "clock_motion", "moon")
+HELD = ("astronaut", "motorcycle_right", "coins", "grass")
+TEXT = ("text", "page")  # of which the left is for calibration, the right is held out
+SPLIT = 0.55
 # model -> (input, size of a crop, what of which pictures, layout, value of a pixel v: (v - mean) / scale)
 INPUTS = {
     "nudenet": ("images", (320, 320), "photographs", "nchw", 0.0, 255.0),
@@ -82,8 +83,11 @@ def _resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
 def crops(model: str, count: int, held: bool, seed: int = 0) -> dict[str, np.ndarray]:
     """Inputs of a model, [count, ...]: random crops of random size, of the pictures held out or of the others."""
     name, (height, width), kind, layout, mean, scale = INPUTS[model]
-    names = [n for n in (HELD if held else CALIBRATION) if kind == "photographs" or n in TEXT]
+    names = TEXT if kind != "photographs" else HELD if held else CALIBRATION
     pictures = [png(FOLDER / f"{n}.png") for n in names]
+    if kind != "photographs":
+        cuts = [int(SPLIT * p.shape[1]) for p in pictures]
+        pictures = [p[:, cut:] if held else p[:, :cut] for p, cut in zip(pictures, cuts)]
     rng = np.random.default_rng(seed + held)
     found = []
     for i in range(count):

@@ -16,7 +16,7 @@ from edgec.calibrate.capture import Stream, capture
 from edgec.calibrate.data import Calibration, Feeds
 from edgec.ir.node import Graph, Node, constant, make
 from edgec.ir.types import FLOATS, TensorType
-from edgec.rewrites.convs import grid, in_floats
+from edgec.rewrites.convs import Rounding, corrected, grid, in_floats
 from edgec.rewrites.quantize import Options, Quantizer
 
 SAMPLE = 1 << 15  # numbers of an input that its steps are fitted to, and at least so many of a channel:
@@ -48,32 +48,36 @@ def sites(graph: Graph) -> list[Node]:
 
 
 def solve(graph: Graph, calibration: Calibration, options: Options, tick: Tick = lambda done, total: None) -> Options:
-    """The options with `ranges` and `in_floats`. Raises EdgecError EC1302 where a run does not fit the graph."""
+    """The options with `roundings` and `in_floats`. Raises EdgecError EC1302 where a run does not fit the graph."""
     found = sites(graph)
     if not found:
         return options
-    options = replace(options, grids=grids(graph, found, calibration, tick))
+    options = replace(options, roundings=roundings(graph, found, calibration, tick))
     return replace(options, in_floats=_in_floats(graph, options, calibration.feeds))
 
 
 @dataclass
 class Seen:
-    """What a convolution's input takes, by channel: least and greatest number, and samples [n, C]."""
+    """What a convolution's input takes, by channel: of each run least and greatest numbers [C] and samples [n, C]."""
 
-    low: np.ndarray
-    high: np.ndarray
+    low: list[np.ndarray] = field(default_factory=list)
+    high: list[np.ndarray] = field(default_factory=list)
     samples: list[np.ndarray] = field(default_factory=list)
 
     def add(self, value: np.ndarray, places: np.ndarray) -> None:
         """value [N, C, positions]; places: of samples in [N * positions], as random numbers of any size."""
-        self.low = np.minimum(self.low, value.min((0, 2)))
-        self.high = np.maximum(self.high, value.max((0, 2)))
+        self.low.append(value.min((0, 2)))
+        self.high.append(value.max((0, 2)))
         n, at = np.divmod(places % (value.shape[0] * value.shape[2]), value.shape[2])
         self.samples.append(value[n, :, at])
 
+    def range(self, runs: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Ends of what some of the runs take, 0 among it."""
+        return np.minimum(np.min(self.low[runs], 0), 0), np.maximum(np.max(self.high[runs], 0), 0)
 
-def grids(graph: Graph, convs: Sequence[Node], calibration: Calibration, tick: Tick) -> dict[object, np.ndarray]:
-    """Key of a weight -> the grid [2, C] to round the inputs of its convolutions to; those that are not finite have none."""
+
+def roundings(graph: Graph, convs: Sequence[Node], calibration: Calibration, tick: Tick) -> dict[object, Rounding]:
+    """Key of a weight -> how to round the inputs of its convolutions; those that are not finite have none."""
     feeds = calibration.feeds[:RUNS]
     rng = np.random.default_rng(0)
     readers: dict[Node, list[object]] = {}
@@ -85,7 +89,7 @@ def grids(graph: Graph, convs: Sequence[Node], calibration: Calibration, tick: T
         key, channels = w["data"].key, w.shape[1] * node["group"]
         readers.setdefault(x, []).append(key)
         weights[key] = _by_channel(np.asarray(w["data"].array(), np.float32), channels)
-        seen[key] = Seen(np.zeros(channels), np.zeros(channels))
+        seen[key] = Seen()
 
     def visit(node: Node, value: np.ndarray, number: int) -> None:
         if not value.size:
@@ -112,33 +116,40 @@ def _by_channel(w: np.ndarray, channels: int) -> np.ndarray:
     )
 
 
-def fit(w: np.ndarray, seen: Seen) -> np.ndarray | None:
-    """The grid of least squared error of the sums, of those tried. w [rows, C, taps]. None: numbers are not finite.
+def fit(w: np.ndarray, seen: Seen) -> Rounding | None:
+    """The rounding of least squared error of the sums, of those tried. w [rows, C, taps]. None: numbers are not finite.
 
     A channel's step grows with its range to the power of an evenness: rounding the input costs what the weights' squares are,
-    rounding weights that have taken up the steps what the square of the largest in their row is.
+    rounding weights that have taken up the steps what the square of the largest in their row is. Ranges are those of half of
+    the runs and the error that of the others, so that what fits the first alone is not chosen; then those of all.
     """
     x = np.concatenate(seen.samples).astype(np.float32)
-    if not all(np.isfinite(v).all() for v in (x, seen.low, seen.high, w)):
+    if not all(np.isfinite(v).all() for v in (x, *seen.low, *seen.high, w)):
         return None
-    energy, square = np.square(w, dtype=np.float64).sum((0, 2)), np.square(x, dtype=np.float64).mean(0)
-    peak = np.abs(w).max(2)  # [rows, C]
-    low, high = np.minimum(seen.low, 0), np.maximum(seen.high, 0)
+    halves = (slice(0, None, 2), slice(1, None, 2)) if len(seen.samples) > 1 else (slice(None), slice(None))
+    tried = [(share, evenness) for share in SHARES for evenness in EVENNESS]
+    errors = np.zeros(len(tried))
+    for first, second in (halves, halves[::-1]):
+        low, high = seen.range(first)
+        other = np.concatenate(seen.samples[second]).astype(np.float32)
+        errors += [_error(w, other, _grid(low, high, *how)) for how in tried]
+    return Rounding(_grid(*seen.range(slice(None)), *tried[int(errors.argmin())]), x.mean(0))
+
+
+def _grid(low: np.ndarray, high: np.ndarray, share: float, evenness: float) -> np.ndarray:
     span = np.maximum(high - low, 1e-30)
-    best, least = None, math.inf
-    for share in SHARES:
-        for evenness in EVENNESS:
-            step, zero = found = grid(low, high, share * span.max() * (span / span.max()) ** evenness)
-            off = (np.clip(np.rint(x / step) + zero, 0, 255) - zero) * step - x
-            scale = (peak * step).max(1) / 127
-            taps = w.shape[2] * float((square / np.square(step, dtype=np.float64)).sum())
-            error = (
-                float((np.square(off, dtype=np.float64).mean(0) * energy).sum())
-                + float(np.square(scale).sum()) * taps / 12
-            )
-            if error < least:
-                best, least = found, error
-    return best
+    return grid(low, high, share * span.max() * (span / span.max()) ** evenness)
+
+
+def _error(w: np.ndarray, x: np.ndarray, grid: np.ndarray) -> float:
+    """Mean square of what the sums are off, of rows together; x [n, C]."""
+    step, zero = grid
+    energy, square = np.square(w, dtype=np.float64).sum((0, 2)), np.square(x, dtype=np.float64).mean(0)
+    off = (np.clip(np.rint(x / step) + zero, 0, 255) - zero) * step - x
+    scale = (np.abs(w).max(2) * step).max(1) / 127
+    ours = float((np.square(off, dtype=np.float64).mean(0) * energy).sum())
+    taps = w.shape[2] * float((square / np.square(step, dtype=np.float64)).sum())
+    return ours + float(np.square(scale, dtype=np.float64).sum()) * taps / 12
 
 
 def _in_floats(graph: Graph, options: Options, feeds: Sequence[Feeds]) -> dict[object, str]:
@@ -190,10 +201,12 @@ def _gated(graph: Graph, options: Options) -> tuple[Graph, dict[object, str]]:
         x, w, bias, residual, _ = inputs
         assert w is not None
         key = w["data"].key
-        data = quantizer.encode_conv(w["data"], options.grids[key])
+        found = options.roundings[key]
+        data = quantizer.encode_conv(w["data"], found)
         if isinstance(data, str):
             continue
-        rounded = make("conv", x, constant(data), bias, residual, constant(options.grids[key]), **node.attrs)
+        bias = corrected(bias, w["data"], data, found)
+        rounded = make("conv", x, constant(data), bias, residual, constant(found.grid), **node.attrs)
         gate = gates.setdefault(key, make("input", name=f"{GATE}{len(gates)}", type=TensorType("f32", ())))
         new[node] = make("add", new[node], make("mul", gate, make("sub", rounded, new[node])))
     outputs = tuple((name, new[n]) for name, n in graph.outputs)

@@ -5,6 +5,7 @@ the range of their input is known, activations of 8 bits too.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +25,14 @@ LANE = 4  # channels that int8 multiplies at once: fewer gain nothing over fp32
 LONGEST = (2**31 - 1) // (255 * 127)  # products whose sum int32 always holds
 
 
+@dataclass(frozen=True)
+class Rounding:
+    """Of a convolution's input in 8 bits: grid [2, C], steps and zero points; mean [C] of the input."""
+
+    grid: np.ndarray
+    mean: np.ndarray
+
+
 def in_floats(node: Node) -> str | None:
     """Why a convolution of constant f32 weights computes in floats whatever the range of its input is; None: it need not."""
     w = node.inputs[1]
@@ -32,6 +41,8 @@ def in_floats(node: Node) -> str | None:
         return f"fewer than {LANE} channels go into each output: rounding them costs what int8 gains"
     if math.prod(w.shape[1:]) > LONGEST:
         return "its sums could leave 32 bits"
+    if all(d == 1 for d in node.shape[2:]):
+        return "it computes one position"
     return None
 
 
@@ -54,6 +65,17 @@ def stepped(data: Data, steps: np.ndarray) -> Data:
         return {"value": (w * by_channel).reshape(data.shape)}
 
     return Data(data.type, ("stepped", data.key, steps.tobytes()), load)
+
+
+def corrected(bias: Node | None, w: Data, new: Data, rounding: Rounding) -> Node | None:
+    """The bias less what the weights' rounding adds on average (Nagel et al., https://arxiv.org/abs/1906.04721)."""
+    if bias is not None and bias.op != "constant":
+        return bias
+    step = rounding.grid[0]
+    group, c = len(step) // w.shape[1], w.shape[1]
+    apart = (new.array() - stepped(w, step).array()).reshape(group, w.shape[0] // group, c, -1).sum(3, dtype=np.float64)
+    added = np.einsum("gmc,gc->gm", apart, (rounding.mean / step).reshape(group, c)).reshape(-1)
+    return constant((-added if bias is None else bias["data"].array() - added).astype(np.float32))
 
 
 def rules(quantizer: Quantizer) -> list[Rule]:
@@ -116,13 +138,14 @@ def rules(quantizer: Quantizer) -> list[Rule]:
     def quantize_conv(m: Match):
         if not options.conv:
             return "it stays a convolution of floats"
-        found = options.grids[m.w["data"].key] if quantizer.rounds(m.node) else None
+        found = options.roundings[m.w["data"].key] if quantizer.rounds(m.node) else None
         new = quantizer.encode_conv(m.w["data"], found)
         if isinstance(new, str):
             return new
-        return b.conv(
-            m.x, constant(new), m.bias, m.residual, None if found is None else constant(found), **m.node.attrs
-        )
+        if found is None:
+            return b.conv(m.x, constant(new), m.bias, m.residual, **m.node.attrs)
+        bias = corrected(m.bias, m.w["data"], new, found)
+        return b.conv(m.x, constant(new), bias, m.residual, constant(found.grid), **m.node.attrs)
 
     return made
 

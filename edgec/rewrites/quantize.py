@@ -56,8 +56,8 @@ class Options:
     in the squared error (calibration's mean square of the activations). embedding: bits of tables. store: where the
     encoded weights go, packed in the layouts that the target prefers. plan: key of a weight -> the encoding it is to have.
     solved: key of a linear's weight -> what calibration made of it. tick: called with (weights done, of how many).
-    grids: key of a convolution's weight -> steps and zero points [2, C] that its input may be rounded to in 8 bits;
-    in_floats: those that must not be, and why.
+    roundings: key of a convolution's weight -> how its input may be rounded to 8 bits; in_floats: those that must not be,
+    and why.
     """
 
     weights: str = "int4"
@@ -74,7 +74,7 @@ class Options:
     layouts: tuple[str, ...] = ()
     plan: Mapping[object, Quantized] = field(default_factory=dict)
     solved: Mapping[object, Solved] = field(default_factory=dict)
-    grids: Mapping[object, np.ndarray] = field(default_factory=dict)
+    roundings: Mapping[object, convs.Rounding] = field(default_factory=dict)
     in_floats: Mapping[object, str] = field(default_factory=dict)
     tick: Callable[[int, int], None] = lambda done, total: None
 
@@ -359,25 +359,27 @@ class Quantizer:
         w, o = node.inputs[1], self.options
         assert w is not None
         key = w["data"].key
-        return key in o.grids and key not in o.in_floats and convs.in_floats(node) is None
+        return key in o.roundings and key not in o.in_floats and convs.in_floats(node) is None
 
-    def encode_conv(self, data: Data, grid: np.ndarray | None = None) -> Data | str:
-        """A convolution's weights [M, ...] in 8 bits with a scale for each output channel, for an input on the grid also
-        where they are few; or why they stay."""
+    def encode_conv(self, data: Data, rounding: convs.Rounding | None = None) -> Data | str:
+        """A convolution's weights [M, ...] in 8 bits with a scale for each output channel, for a rounded input also where
+        they are few; or why they stay."""
         if data.channels is not None:
             return "it is in 8 bits"
         key = (data.key, "conv")
         if key not in self._encoded:
-            self._encoded[key], self.choices[key] = self._decide_conv(data, grid)
+            self._encoded[key], self.choices[key] = self._decide_conv(data, rounding)
         return self._encoded[key] or self.choices[key].reason
 
-    def _decide_conv(self, data: Data, grid: np.ndarray | None) -> tuple[Data | None, Choice]:
+    def _decide_conv(self, data: Data, rounding: convs.Rounding | None) -> tuple[Data | None, Choice]:
         o, shape = self.options, data.shape
         count, k = math.prod(shape), math.prod(shape[1:])
         reason = "fp32 is asked for" if o.weights == "fp32" else o.in_floats.get(data.key, "too small to gain")
         found, snr = None, math.inf
-        if o.weights != "fp32" and (grid is not None or (count >= TINY and k >= NARROW)):
-            found, snr = in_channels(data) if grid is None else in_channels(convs.stepped(data, grid[0]), True)
+        if o.weights != "fp32" and (rounding is not None or (count >= TINY and k >= NARROW)):
+            found, snr = (
+                in_channels(data) if rounding is None else in_channels(convs.stepped(data, rounding.grid[0]), True)
+            )
             if math.isnan(snr):
                 found, snr, reason = None, math.inf, NOT_FINITE
             elif snr < LOW_SNR_8_DB:
@@ -387,7 +389,7 @@ class Quantizer:
         why = "convolutions of so few channels are kept in 8 bits" if o.weights == "int4" else ""
         why = o.in_floats.get(data.key, why)
         choice = Choice("conv", "conv", shape, 8, k, False, snr, count + 4 * shape[0], why)
-        return found, dataclasses.replace(choice, activations=32 if grid is None else 8)
+        return found, dataclasses.replace(choice, activations=32 if rounding is None else 8)
 
     def rename(self, names: Mapping[object, str]) -> None:
         """Names by key of what the weights became: those of the graph that came out."""

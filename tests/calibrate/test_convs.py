@@ -40,6 +40,14 @@ def calibration(rng, graph, runs=4):
     return Calibration(feeds, [None] * runs, runs, "test")
 
 
+def seen(x):
+    """x [n, C] as two runs of n / 2 positions."""
+    found = convs.Seen()
+    for part in np.array_split(x, 2):
+        found.add(part.T[None], np.arange(len(part)))
+    return found
+
+
 def noise(w, x, grid):
     """Mean square of what rounding the input [n, C] does to the sums of w [rows, C]."""
     apart = to_grid(x, grid) * grid[0] - x
@@ -54,8 +62,7 @@ def test_steps_are_no_worse_than_one_for_all(channels, unevenness, positive, see
     x = (rng.standard_normal((4000, channels)) * ranges).astype(np.float32)
     x = np.maximum(x, 0) if positive else x
     w = normal(rng, 8, channels, 1)
-    seen = convs.Seen(x.min(0), x.max(0), [x])
-    found = convs.fit(w, seen)
+    found = convs.fit(w, seen(x)).grid
     low, high = min(x.min(), 0), max(x.max(), 0)
     step = max((high - low) / 255, 1e-30)
     plain = np.array([[step] * channels, [np.rint(-low / step)] * channels], np.float32)
@@ -70,15 +77,14 @@ def test_one_large_channel_does_not_cost_the_others():
     x[:, 3] *= 100
     w = normal(rng, 8, 8, 1)
     w[:, 3] *= 0.01
-    found = convs.fit(w, convs.Seen(x.min(0), x.max(0), [x]))
+    found = convs.fit(w, seen(x)).grid
     step = np.float32((x.max() - x.min()) / 255)
     plain = np.array([[step] * 8, [np.rint(-x.min() / step)] * 8], np.float32)
     assert noise(w[..., 0], x, found) < 0.01 * noise(w[..., 0], x, plain)
 
 
 def test_inputs_that_are_not_finite_have_no_grid():
-    seen = convs.Seen(np.zeros(2), np.ones(2), [np.array([[0, np.inf]], np.float32)])
-    assert convs.fit(np.ones((1, 2, 1), np.float32), seen) is None
+    assert convs.fit(np.ones((1, 2, 1), np.float32), seen(np.array([[0, np.inf], [1, 2]], np.float32))) is None
 
 
 def test_which_convolutions_compute_in_8_bits():
@@ -105,7 +111,7 @@ def test_those_that_would_change_the_outputs_stay_in_floats():
     graph = Graph((x,), (("d", make("sub", a, b)), ("c", c)), {})
     options = convs.solve(graph, calibration(rng, graph), Options(weights="int8"))
     keys = {name: n.inputs[1]["data"].key for name, n in (("a", a), ("b", b), ("c", c))}
-    assert options.in_floats.keys() == {keys["a"], keys["b"]} and options.grids.keys() == set(keys.values())
+    assert options.in_floats.keys() == {keys["a"], keys["b"]} and options.roundings.keys() == set(keys.values())
     _, report = quantize(graph, options)
     reasons = sorted(w["reason"] for w in report if w["activations"] == 32)
     assert len(reasons) == 2 and all("would change an output by" in r for r in reasons)

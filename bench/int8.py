@@ -73,7 +73,8 @@ def loss(run, want: list[list[np.ndarray]], feeds: list[dict]) -> dict[str, floa
         got = run(feed)
         a, b = (np.concatenate([v.reshape(-1).astype(np.float64) for v in values]) for values in (got, outputs))
         noise, signal = noise + float(np.square(a - b).sum()), signal + float(np.square(b).sum())
-        cosines.append(float(a @ b) / max(float(np.sqrt((a @ a) * (b @ b))), 1e-300))
+        if b.any():  # else there is no direction
+            cosines.append(float(a @ b) / max(float(np.sqrt((a @ a) * (b @ b))), 1e-300))
     snr = 10 * np.log10(signal / max(noise, 1e-300))
     return {"snr_db": round(float(snr), 2), "cosine": float(np.mean(cosines)), "worst": min(cosines)}
 

@@ -1,7 +1,7 @@
 """Which convolutions compute in 8 bits, and the steps that their input is rounded to: measured on calibration data.
 
 Steps are a channel's own, since the weights take them up: `fit` finds those of least squared error of the convolution's sums.
-Where all of them together change the outputs by more than LIMIT, those that alone change them most stay in floats.
+Where all of them together change the outputs by more than LIMIT, those that change them most for their work stay in floats.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import numpy as np
 
 from edgec.calibrate.capture import Stream, capture
 from edgec.calibrate.data import Calibration, Feeds
+from edgec.ir.dims import evaluate, product
+from edgec.ir.evaluate import bind_symbols
 from edgec.ir.node import Graph, Node, constant, make
 from edgec.ir.types import FLOATS, TensorType
 from edgec.rewrites.convs import Rounding, corrected, grid, in_floats
@@ -23,7 +25,6 @@ SAMPLE = 1 << 15  # numbers of an input that its steps are fitted to, and at lea
 LEAST = 256
 RUNS = 64  # of the data, at most
 COMPARED = 2  # runs that outputs are compared on
-WORK = 50e9  # multiply-accumulates that the comparisons may take
 LIMIT = 0.05  # of an output's root mean square, the change that is worth the speed
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)  # of the largest numbers, that are tried
 EVENNESS = (0.0, 0.25, 0.5, 0.75, 1.0)  # exponents of a channel's range by the largest: 0 gives all one step
@@ -179,13 +180,26 @@ def _in_floats(graph: Graph, options: Options, feeds: Sequence[Feeds]) -> dict[o
     keys = list(gates)
     if change(keys) <= LIMIT:
         return {}
-    alone = {k: change([k]) for k in keys}
-    ranked = sorted(keys, key=lambda k: -alone[k])
-    low, high = 1, len(ranked)  # so many of the worst stay in floats
+    alone, work = {k: change([k]) for k in keys}, _work(graph, feeds[0])
+    ranked = sorted(keys, key=lambda k: -(alone[k] ** 2) / work[k])
+    low, high = 1, len(ranked)  # so many, of the most noise for what they would save, stay in floats
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if change(ranked[middle:]) <= LIMIT else (middle + 1, high)
     return {k: f"activations of 8 bits here would change an output by {alone[k]:.1%}" for k in ranked[:low]}
+
+
+def _work(graph: Graph, feed: Feeds) -> dict[object, int]:
+    """Key of a weight -> multiply-accumulates of its convolutions, one at least."""
+    env = bind_symbols(graph.inputs, feed)
+    env |= {k: evaluate(d, env) for k, d in graph.parameters.items()}
+    found: dict[object, int] = {}
+    for node in sites(graph):
+        w = node.inputs[1]
+        assert w is not None
+        count = evaluate(product(node.shape), env) * math.prod(w.shape[1:])
+        found[w["data"].key] = found.get(w["data"].key, 1) + count
+    return found
 
 
 def _gated(graph: Graph, options: Options) -> tuple[Graph, dict[object, str]]:

@@ -97,12 +97,11 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name in args.models.split(","):
             path = models.MODELS / models.ROWS[name][0]
-            samples = images.crops(name, args.samples, held=False)
-            held = images.crops(name, args.held, held=True)
-            feeds = [{k: v[i : i + 1] for k, v in held.items()} for i in range(args.held)]
             built = {w: folder / f"{name}-{w}-{args.target}.edgec" for w in ("fp32", "int8")}
             data = folder / f"{name}.npz"
-            np.savez(data, **samples)
+            if not data.exists():
+                np.savez(data, **images.crops(name, args.samples, held=False))
+            samples = dict(np.load(data))
             row: dict = {"model": name}
             for weights, out in built.items():
                 if not out.exists():
@@ -114,7 +113,10 @@ def main() -> None:
             peer = peer if peer.exists() else static(path, samples, folder)
             sources = {"ort fp32": path} | ({} if peer is None else {"ort static": peer})
             if args.only != "latency":
-                want = [models.onnxruntime_session(path, 2).run(None, f) for f in feeds]
+                held = images.crops(name, args.held, held=True)
+                feeds = [{k: v[i : i + 1] for k, v in held.items()} for i in range(args.held)]
+                source = models.onnxruntime_session(path, 2)
+                want = [source.run(None, f) for f in feeds]
                 session = edgec.load(built["int8"])
                 row["loss"] = {"edgec int8": loss(lambda f, s=session: s.run(None, f), want, feeds)}
                 if peer is not None:
@@ -123,7 +125,8 @@ def main() -> None:
             for threads in map(int, args.threads.split(",")) if args.only != "loss" else ():
                 sessions = {f"edgec {w}": edgec.load(p, threads=threads) for w, p in built.items()}
                 sessions |= {n: models.onnxruntime_session(p, threads) for n, p in sources.items()}
-                calls = {n: (lambda s=s: s.run(None, feeds[0])) for n, s in sessions.items()}
+                feed = {k: v[:1] for k, v in samples.items()}
+                calls = {n: (lambda s=s: s.run(None, feed)) for n, s in sessions.items()}
                 ms = models.measure(calls, args.repeat)
                 row[f"{threads} threads, ms"] = {n: round(v, 3) for n, v in ms.items()}
             print(json.dumps(row), flush=True)

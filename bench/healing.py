@@ -3,7 +3,7 @@
 
 usage: python bench/healing.py MODEL DATA [--weights int4] [--prune SPEC] [--epochs 4] [--minutes 20] [--lr 0.004] [--seeds 1]
        [--length N] [--samples N] [--batch N] [--weight-epochs 1] [--weight-lr 0.001] [--prune-samples N] [--keep FOLDER]
-       [--perplexity N]
+       [--perplexity N] [--following SHARE]
 
 MODEL: an ONNX file or folder. DATA: texts (.txt, .jsonl) or arrays, as edgec build --distill takes. A line for each seed: the
 loss of each output against the source (kl of logits, 1 - cosine of vectors) before and after, and the share of it that is gone.
@@ -49,6 +49,7 @@ def main() -> int:
     ap.add_argument("--minutes", type=float, default=20.0)
     ap.add_argument("--lr", type=float, default=4e-3)
     ap.add_argument("--vectors", type=float, default=1.0, help="learning rate of norms and biases, by --lr")
+    ap.add_argument("--following", type=float, default=0.0, help="share of the loss that the text's next tokens have")
     ap.add_argument("--seeds", type=int, default=1)
     ap.add_argument("--weight-epochs", type=float, default=1.0)
     ap.add_argument("--weight-minutes", type=float, default=20.0)
@@ -77,7 +78,13 @@ def main() -> int:
     for seed in range(args.seeds):
         found = load(length=args.length, limit=args.samples, seed=seed)
         options = Options(
-            epochs=args.epochs, minutes=args.minutes, lr=args.lr, batch=args.batch, seed=seed, vectors=args.vectors
+            epochs=args.epochs,
+            minutes=args.minutes,
+            lr=args.lr,
+            batch=args.batch,
+            seed=seed,
+            vectors=args.vectors,
+            following=args.following,
         )
         row: dict = {"seed": seed}
         graph = source

@@ -20,6 +20,17 @@ PIECE = 8  # of its logits at once, in caches
 
 
 @dataclass(frozen=True)
+class Truth:
+    """What came next: share of the loss that its cross entropy is, and ids [rows] of it, -1 where it is not known."""
+
+    share: float
+    ids: Tensor
+
+    def part(self, at: int, count: int) -> Truth:
+        return Truth(self.share, self.ids[at : at + count])
+
+
+@dataclass(frozen=True)
 class Head:
     """The products that are an output of the teacher and of the student."""
 
@@ -49,11 +60,12 @@ class _Kl(torch.autograd.Function):
     """Gradients are computed on the way, row by row, with the loss: backward only scales them."""
 
     @staticmethod
-    def forward(ctx, head: Head, modules, teacher_rows: Tensor, theirs, temperature: float, x: Tensor, *values: Tensor):
-        leaves = [v.detach().requires_grad_(r) for v, r in zip((x, *values), ctx.needs_input_grad[5:])]
+    def forward(ctx, head: Head, modules, teacher_rows: Tensor, theirs, temperature: float, truth: Truth | None, x: Tensor,
+                *values: Tensor):  # fmt: skip
+        leaves = [v.detach().requires_grad_(r) for v, r in zip((x, *values), ctx.needs_input_grad[6:])]
         wanted = [v for v in leaves[1:] if v.requires_grad]
         sums = [torch.zeros_like(v) for v in wanted]
-        grad = torch.empty_like(x) if ctx.needs_input_grad[5] else None
+        grad = torch.empty_like(x) if ctx.needs_input_grad[6] else None
         total = torch.zeros((), dtype=torch.float64)
         for at in range(0, len(x), ROWS):
             t = _apply(modules[0], head.teacher, teacher_rows[at : at + ROWS], theirs)
@@ -61,7 +73,8 @@ class _Kl(torch.autograd.Function):
                 rows = leaves[0][at : at + ROWS].detach().requires_grad_(grad is not None)
                 s = _apply(modules[1], head.student, rows, tuple(leaves[1:]))
             outer = torch.empty_like(s) if s.requires_grad else None
-            total += _divergence(t, s.detach(), temperature, outer, temperature / len(x))
+            known = None if truth is None else truth.part(at, ROWS)
+            total += _divergence(t, s.detach(), temperature, outer, temperature / len(x), known)
             if outer is not None:
                 found = torch.autograd.grad(s, [*([rows] if grad is not None else []), *wanted], outer)
                 if grad is not None:
@@ -75,31 +88,43 @@ class _Kl(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads: Tensor):
         (g,) = grads
-        return (None,) * 5 + tuple(None if v is None else v * g for v in ctx.saved_tensors)
+        return (None,) * 6 + tuple(None if v is None else v * g for v in ctx.saved_tensors)
 
 
-def _divergence(t: Tensor, s: Tensor, temperature: float, outer: Tensor | None, factor: float) -> Tensor:
-    """The sum of kl over rows of logits, f64; its gradient by s, times the factor and the temperature, goes to `outer`."""
+def _divergence(
+    t: Tensor, s: Tensor, temperature: float, outer: Tensor | None, factor: float, truth: Truth | None
+) -> Tensor:
+    """The sum over rows of logits of kl, or of kl and cross entropy as the truth says, f64, by the temperature's square; the
+    gradient by s of that times temperature and factor goes to `outer`."""
     total = torch.zeros((), dtype=torch.float64)
     for at in range(0, len(t), PIECE):
         logs = (v[at : at + PIECE].float() for v in (t, s))
         logs = (v if temperature == 1 else v / temperature for v in logs)
         wanted, got = (torch.log_softmax(v, -1) for v in logs)
         p = wanted.exp()
-        total += wanted.sub_(got).mul_(p).sum().double()
+        kl = wanted.sub_(got).mul_(p).sum(-1)
+        weight = None
+        if truth is not None:
+            part = truth.part(at, PIECE)
+            known, ids = (part.ids >= 0) * part.share, part.ids.clamp_min(0)[:, None]
+            kl = kl * (1 - part.share) - known * got.gather(1, ids)[:, 0]
+            weight = (1 - part.share + known)[:, None]
+            p.mul_(1 - part.share).scatter_add_(1, ids, known[:, None])  # both targets
+        total += kl.sum().double()
         if outer is not None:
-            outer[at : at + PIECE] = got.exp_().sub_(p).mul_(factor)
+            q = got.exp_() if weight is None else got.exp_().mul_(weight)
+            outer[at : at + PIECE] = q.sub_(p).mul_(factor)
     return total
 
 
 def kl(head: Head, teacher: TorchGraph, student: TorchGraph, wanted: Tensor, x: Tensor, values: Sequence[Tensor],
-       temperature: float) -> Tensor:  # fmt: skip
-    """losses.distance of the logits. wanted: the teacher's rows before its head, x: the student's, f32[count, size]; values:
-    of the student's other operands."""
+       temperature: float, truth: Truth | None = None) -> Tensor:  # fmt: skip
+    """losses.distance of the logits, mixed with what came next. wanted: the teacher's rows before its head, x: the student's,
+    f32[count, size]; values: of the student's other operands. A truth wants the temperature 1."""
     theirs = tuple(teacher.constant(i) for i in list(head.teacher.operands())[1:])
     own = list(head.student.operands())[1:]
     values = [student.constant(i) if i in student.constants else v for i, v in zip(own, values)]
-    return _Kl.apply(head, (teacher, student), wanted, theirs, temperature, x, *values)
+    return _Kl.apply(head, (teacher, student), wanted, theirs, temperature, truth, x, *values)
 
 
 def logits(head: Head, teacher: TorchGraph, student: TorchGraph, wanted: Tensor, x: Tensor, values: Sequence[Tensor]

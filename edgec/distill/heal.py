@@ -38,7 +38,8 @@ WEIGHTS = ("linear", "conv", "conv_transpose")
 class Options:
     """epochs over the data; minutes: stop by then. lr: relative to a number's own size. batch: samples a step, by default 1024
     tokens of text (512 where weights learn), else 32 samples. weights: those in f32 of products learn too, but no tables.
-    vectors: the learning rate of norms and biases, by that of the scales."""
+    vectors: the learning rate of norms and biases, by that of the scales. following: of a language model, the share of the
+    loss that is the cross entropy with the text's own next tokens."""
 
     epochs: float = 4.0
     minutes: float = 20.0
@@ -47,6 +48,7 @@ class Options:
     seed: int = 0
     weights: bool = False
     vectors: float = 1.0
+    following: float = 0.0
 
 
 RELEARN = Options(epochs=2.0, lr=3e-3, weights=True)  # what a pruned graph is given
@@ -324,9 +326,22 @@ def _lesson(source: Graph, graph: Graph, found: Calibration, o: Options, learned
     skip = _caches(source) | _caches(graph)
     outputs = losses.outputs_of(source, graph, {}, tuple(skip))
     pair, batch = (TorchGraph(source), _Narrower(graph, learned)), o.batch or _batch(found, 512 if o.weights else 1024)
-    lesson = Lesson(*pair, outputs, batch=batch, half=halves(), most_held=HELD)
+    lesson = Lesson(
+        *pair, outputs, batch=batch, half=halves(), most_held=HELD, following=_following(source, o.following)
+    )
     lesson.take(found.feeds, found.valid, found.samples)
     return lesson
+
+
+def _following(source: Graph, share: float) -> tuple[str, float] | None:
+    from edgec.rewrites import decoder
+
+    if not share:
+        return None
+    roles = decoder.roles(source)
+    if isinstance(roles, str):
+        raise EdgecError("EC1303", f"it has no next tokens: {roles}", source.name, "Leave out `following`")
+    return roles.ids, share
 
 
 class _Narrower(TorchGraph):

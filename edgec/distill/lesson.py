@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from edgec.distill import head, losses
 from edgec.distill.fit import write_whole
@@ -28,7 +29,9 @@ def halves() -> bool:
 
 class Lesson:
     """refresh: called before the student is measured. batch: samples a step. half: products of training steps in bf16. hard:
-    the true labels' part of a loss. most_held: batches that are kept out of training, at most."""
+    the true labels' part of a loss. most_held: batches that are kept out of training, at most. following: the input of a
+    causal language model's tokens, and the share that the cross entropy with the tokens that follow has in each kl; of
+    temperature 1."""
 
     def __init__(
         self,
@@ -43,11 +46,12 @@ class Lesson:
         half: bool = False,
         hard: losses.LabelLoss | None = None,
         most_held: int | None = None,
+        following: tuple[str, float] | None = None,
     ):
         self.teacher, self.student, self.outputs, self.pairs = teacher, student, outputs, pairs
         self.temperature, self.batch, self.refresh, self.half, self.hard = temperature, batch, refresh, half, hard
         labelled = None if hard is None else hard.name
-        self.most_held = most_held
+        self.most_held, self.following = most_held, following
         found = {d.name: head.head_of(d, teacher, student) for d in outputs if d.name != labelled}
         self.heads = {name: h for name, h in found.items() if h is not None}
         self.plain = [d.name for d in outputs if d.name not in self.heads]
@@ -145,6 +149,18 @@ class Lesson:
         valid = self.valid[number]
         return None if valid is None else torch.from_numpy(valid)
 
+    def _truth(self, number: int) -> head.Truth | None:
+        """The token behind each of a batch's valid ones."""
+        if self.following is None:
+            return None
+        name, share = self.following
+        ids, valid = torch.from_numpy(self.feeds[number][name]).long(), self._valid(number)
+        behind = F.pad(ids[:, 1:], (0, 1), value=-1)
+        if valid is None:
+            return head.Truth(share, behind.reshape(-1))
+        behind[:, :-1].masked_fill_(~valid[:, 1:], -1)
+        return head.Truth(share, behind[valid])
+
     def _run(self, number: int) -> tuple[dict[str, Tensor], dict[Node, Tensor]]:
         """The student's outputs but those of heads, and the values that losses need."""
         names = {n["name"] for n in self.student.inputs}
@@ -164,9 +180,14 @@ class Lesson:
                     h = self.heads[d.name]
                     x, *values = (kept[i] for i in h.student.operands())
                     rows = losses.rows(x, valid)
-                    value = head.kl(h, self.teacher, self.student, wanted[d.name], rows, values, self.temperature)
+                    truth = self._truth(number)
+                    value = head.kl(
+                        h, self.teacher, self.student, wanted[d.name], rows, values, self.temperature, truth
+                    )
                 else:
                     value = losses.distance(d, wanted[d.name], got[d.name], valid, self.temperature)
+                    if d.kind == "kl" and (truth := self._truth(number)) is not None:
+                        value = _mixed(value, losses.rows(got[d.name], valid), truth)
                 found.append(d.weight * self._with_labels(d, value, got, number))
             total = torch.stack(found).sum()
             for (loss, _, s, project), value in zip(self.pairs, inside):
@@ -224,12 +245,21 @@ class Lesson:
                 x, *values = (kept[i] for i in h.student.operands())
                 pairs = head.logits(h, self.teacher, self.student, wanted[d.name], losses.rows(x, valid), values)
             total, agree, count = torch.zeros(()), 0.0, 0
+            truth = self._truth(number) if d.kind == "kl" else None
             for t, s in pairs:
                 rows = [losses.rows(x, mask) for x in (t, s)]
-                total = total + losses.distance(d, t, s, mask, self.temperature) * len(rows[0])
+                value = losses.distance(d, t, s, mask, self.temperature)
+                value = value if truth is None else _mixed(value, rows[1], truth.part(count, len(rows[1])))
+                total = total + value * len(rows[0])
                 agree += float((rows[0].argmax(-1) == rows[1].argmax(-1)).sum())
                 count += len(rows[0])
             yield d, total / max(count, 1), agree / max(count, 1)
+
+
+def _mixed(kl: Tensor, rows: Tensor, truth: head.Truth) -> Tensor:
+    """The mean kl of rows of logits, and what cross entropy with the tokens that are known to follow is by the rows."""
+    entropy = F.cross_entropy(rows, truth.ids, ignore_index=-1, reduction="sum") / len(rows)
+    return (1 - truth.share) * kl + truth.share * entropy
 
 
 def _trimmed(feeds: dict[str, np.ndarray], valid: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:

@@ -66,6 +66,40 @@ def test_pieces_give_the_loss_and_the_gradients_of_the_whole(temperature, masked
     assert mean[0]["y0"] == pytest.approx(want[0]["y0"], rel=1e-4) and mean[1] == want[1]
 
 
+@given(st.booleans(), st.integers(1, 40), st.sampled_from([0.3, 1.0]), st.integers(0, 99))
+@settings(max_examples=6, deadline=None)
+def test_pieces_give_the_loss_of_the_tokens_that_follow(masked, rows, share, seed):
+    found = []
+    with pytest.MonkeyPatch.context() as m:
+        for wide in (VOCAB, VOCAB + 1):
+            m.setattr(head, "WIDE", wide)
+            m.setattr(head, "ROWS", rows)
+            m.setattr(head, "PIECE", 1 + rows // 3)
+            made, deltas = lesson(model(), 1.0, masked, seed)
+            rng = np.random.default_rng(seed)
+            made.following = "ids", share
+            for feed in made.feeds:
+                feed["ids"] = rng.integers(0, VOCAB, feed["x"].shape[:2])
+            made.loss(1).backward()
+            found.append((made.loss(0).detach(), [d.grad for d in deltas], made.measure()))
+    (a, mine, mean), (c, theirs, want) = found
+    torch.testing.assert_close(a, c, rtol=1e-4, atol=1e-6)
+    top = max(float(g.abs().max()) for g in theirs)
+    for x, y in zip(mine, theirs):
+        torch.testing.assert_close(x, y, rtol=2e-3, atol=1e-4 * top)
+    assert mean[0]["y0"] == pytest.approx(want[0]["y0"], rel=1e-4)
+
+
+def test_the_token_that_follows_is_the_next_one_of_its_row():
+    made, _ = lesson(model(), 1.0, False, 0)
+    made.following = "ids", 0.5
+    made.feeds[0]["ids"] = np.array([[3, 1, 4, 1], [5, 9, 2, 6]])
+    made.valid[0] = np.array([[1, 1, 1, 0], [1, 1, 1, 1]], bool)
+    assert made._truth(0).ids.tolist() == [1, 4, -1, 9, 2, 6, -1]
+    made.valid[0] = None
+    assert made._truth(0).ids.tolist() == [1, 4, 1, -1, 9, 2, 6, -1]
+
+
 def test_only_rows_before_the_head_are_kept_of_the_teacher(monkeypatch):
     monkeypatch.setattr(head, "WIDE", VOCAB)
     made, _ = lesson(model(), 1.0, False, 0)

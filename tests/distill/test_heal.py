@@ -321,3 +321,22 @@ def test_the_data_that_heals_calibrates_too(tmp_path):
     assert report.pruning["dropped"] and report.calibration["name"] == "texts.txt"
     report = edgec.build(folder, calib=other, distill=text, out=tmp_path / "b.edgec")
     assert report.calibration["name"] == "other.txt"
+
+
+def test_next_tokens_are_learned_of_a_text_alone(tmp_path):
+    from lm_tools import write_folder
+
+    from edgec.calibrate import data
+    from edgec.distill.student import plain_graph
+    from edgec.frontend.folder import model_file, text_files
+
+    text = tmp_path / "texts.txt"
+    text.write_text("\n".join("one two three four five six seven " * 8 for _ in range(24)))
+    file, vectors = model_file(write_folder(tmp_path / "lm")), model()
+    source = plain_graph(file, {})
+    found = data.load(text, source, text_files(file), length=32, limit=24)
+    options = Options(epochs=4, batch=2, lr=1e-2, weights=True, following=1.0)
+    _, report = heal(source, source, found, options)
+    assert report.before["logits"] > 1 and report.closed > 0.2  # the source knows no words, the text repeats seven
+    with pytest.raises(EdgecError, match=r"EC1303 .*no next tokens"):
+        heal(vectors, vectors, samples(4), Options(following=0.5))

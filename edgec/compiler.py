@@ -224,10 +224,10 @@ def build(
     model: path of an .onnx file or of a folder with one (see frontend.folder), a ModelProto or an IR graph. matrix_unit:
     as targets.with_unit says. dims: symbol -> size, (low, high), or another symbol's name. constants: values of inputs that
     are fixed at build.
-    weights: "int4" (default), "int8" or "fp32". group: of int4 weights that share a scale, default 32. activations: "int8" goes
-    with quantized weights, "fp32" with fp32 ones. kv_cache: of a decoder, "fp32", "int8" (kept by the session; "auto": int8
-    beside quantized weights) or "exposed" (inputs and outputs). max_context: tokens that a kept cache may hold. out: default
-    the model's name with .edgec.
+    weights: "int4" (default), "int8" or "fp32". group: weights that share a scale, default 32, of int8 ones 128 (of their
+    tables always). activations: "int8" goes with quantized weights, "fp32" with fp32 ones. kv_cache: of a decoder, "fp32",
+    "int8" (kept by the session; "auto": int8 beside quantized weights) or "exposed" (inputs and outputs). max_context: tokens
+    that a kept cache may hold. out: default the model's name with .edgec.
     stop_after: one of PHASES; nothing is written unless it is the last. tokenizer: folder whose tokenizer, chat
     template and configs the artifact takes along, default the model's own; "none" for nothing. bits: 4.25 takes int4
     weights from a table of 16 uneven values; more gives some linears 6 or 8 bits for that average, those that need it most

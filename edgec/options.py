@@ -20,7 +20,7 @@ class Options:
 
     target: str = "host"
     weights: str = "int4"
-    group: int = 32
+    group: int | None = None  # None becomes the default: 32, of int8 weights 128
     activations: str = "int8"
     dims: Mapping[str, Any] = field(default_factory=dict)
     kv_cache: str = "auto"
@@ -32,11 +32,15 @@ class Options:
     matrix_unit: str = "auto"
     rotate: str = "auto"
 
+    def __post_init__(self) -> None:
+        if self.group is None:
+            object.__setattr__(self, "group", 128 if self.weights == "int8" else 32)
+
     @property
     def rotations(self) -> tuple[str, ...]:
-        """rotate, decided: where 8 bits are all that is lost, inputs cost more than weights do."""
+        """rotate, decided: with weights of 6 bits and more, what 8-bit inputs lose counts, and weights gain as well."""
         if self.rotate == "auto":
-            inputs = self.weights == "int8" and self.activations == "int8"
+            inputs = self.weights == "int8" or (self.weights == "int4" and (self.bits or 0) >= UNIFORM[1])
             return ("keys",) * (self.cached_in == "int8") + ("inputs",) * inputs
         return () if self.rotate == "none" else tuple(self.rotate.split(","))
 
@@ -87,7 +91,7 @@ class Options:
             )
 
 
-DEFAULTS: dict[str, Any] = {"weights": "int4", "group": 32, "activations": "int8", "embedding": 8}
+DEFAULTS: dict[str, Any] = {"weights": "int4", "group": None, "activations": "int8", "embedding": 8}
 
 
 def idle(option: str, reason: str, hint: str = "Leave it out") -> EdgecError:
@@ -108,7 +112,7 @@ def check_used(given: Mapping[str, Any]) -> None:
     """Of `compiler.build`'s arguments, None where they are not given. Raises EdgecError EC1001 for one that the others leave
     without effect, whatever the model."""
     weights, prune = given["weights"] or DEFAULTS["weights"], given["prune"]
-    check_encoding(weights, given["group"], given["embedding"])
+    check_encoding(weights, given["group"] if weights == "fp32" else None, given["embedding"])
     if weights == "fp32" and given["activations"] == "int8":
         raise idle("--activations int8", "products of fp32 weights take fp32 activations", "Leave one of them out")
     if weights == "fp32" and given["calib"] is not None:

@@ -85,7 +85,7 @@ def quantize(job: Job) -> Graph:
 
     options = q.Options(
         weights=o.weights,
-        group=o.group,
+        **{"group8" if o.weights == "int8" else "group": o.group},
         activations=o.activations,
         embedding=o.embedding,
         scheme="table" if o.bits else "best",

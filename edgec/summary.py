@@ -164,7 +164,7 @@ def idle_options(job: Job) -> list[str]:
     useless = {
         "weights": not rows,
         "bits": not products,
-        "group": all(w["bits"] > 4 for w in products),
+        "group": all(w["bits"] > 4 for w in products) if job.options.weights == "int4" else not products,
         "calib": not fitted and job.report.pruning is None,
     }
     values = {k: getattr(job.options, k, None) for k in useless} | {"calib": "FILE"}

@@ -76,7 +76,7 @@ def build(
     weights
         What weights of matrix products and embeddings become, by default int4.
     group
-        int4 weights that share a scale: 32 (the default), 64 or 128.
+        Weights that share a scale: 32 (the default of int4), 64 or 128 (that of int8; their tables keep it).
     activations
         int8 quantizes activations of quantized products at run time, fp32 goes with --weights fp32: that is the default of each.
     kv_cache
@@ -93,7 +93,7 @@ def build(
     rotate
         What passes a Hadamard matrix before it is rounded to 8 bits at run time, so that no number stands out: keys (of an int8
         cache), down (inputs of products behind an activation), inputs (of all products), with commas; or none. auto: keys, and
-        with --weights int8 inputs (docs/quantization.md).
+        with --weights int8 or --bits 6.25 and more inputs (docs/quantization.md).
     prune
         Remove what matters least: 20% of the work, or by kind: ffn=30%,heads=25%,conv=20%,layers=2,attention=4 (docs/pruning.md).
     speedup

@@ -52,12 +52,12 @@ class Options:
 
     scheme: "symmetric", "asymmetric", "best" (asymmetric where it lowers a weight's error by `worthwhile_db`) or "table"
     (16 uneven steps, 4.25 bits a weight).
-    table_group: the group of 8-bit tables and 8-bit weights. importance: constant's key -> [K] weights of the columns
-    in the squared error (calibration's mean square of the activations). embedding: bits of tables. store: where the
-    encoded weights go, packed in the layouts that the target prefers. plan: key of a weight -> the encoding it is to have.
-    solved: key of a linear's weight -> what calibration made of it. tick: called with (weights done, of how many).
-    roundings: key of a convolution's weight -> how its input may be rounded to 8 bits; in_floats: those that must not be,
-    and why.
+    group8, table_group: the groups of 8-bit weights of products, and of tables.
+    importance: constant's key -> [K] weights of the columns in the squared error (calibration's mean square of the
+    activations). embedding: bits of tables. store: where the encoded weights go, packed in the layouts that the target
+    prefers. plan: key of a weight -> the encoding it is to have. solved: key of a linear's weight -> what calibration made
+    of it. tick: called with (weights done, of how many). roundings: key of a convolution's weight -> how its input may be
+    rounded to 8 bits; in_floats: those that must not be, and why.
     """
 
     weights: str = "int4"
@@ -65,6 +65,7 @@ class Options:
     activations: str = "int8"
     scheme: str = "best"
     worthwhile_db: float = 0.5
+    group8: int = 128
     table_group: int = 128
     conv: bool = True
     importance: Mapping = field(default_factory=dict)
@@ -85,8 +86,8 @@ class Options:
             raise EdgecError("EC1001", f"--activations {self.activations} is neither int8 nor fp32")
         if self.scheme not in ("symmetric", "asymmetric", "best", "table"):
             raise EdgecError("EC1001", f"the scheme {self.scheme!r} is not symmetric, asymmetric, best or table")
-        if self.group not in (32, 64, 128) or self.table_group not in (32, 64, 128):
-            raise EdgecError("EC1001", f"--group {self.group} is not 32, 64 or 128")
+        if unknown := {self.group, self.group8, self.table_group} - {32, 64, 128}:
+            raise EdgecError("EC1001", f"--group {min(unknown)} is not 32, 64 or 128")
         if self.embedding not in (4, 6, 8):
             raise EdgecError("EC1001", f"--embedding {self.embedding} is not 4, 6 or 8")
 
@@ -243,7 +244,7 @@ class Quantizer:
             if snr >= (LOW_SNR_DB if encoding.bits == 4 else LOW_SNR_8_DB):
                 return as_chosen(new, snr, why)
             why = f"int{encoding.bits} would leave {snr:.1f} dB"
-        new, snr = self._make(data, Quantized(8, self.group8(k)), role)
+        new, snr = self._make(data, Quantized(8, self.group8(k, role)), role)
         if math.isnan(snr):
             return keep(NOT_FINITE)
         if snr < LOW_SNR_8_DB:
@@ -259,10 +260,10 @@ class Quantizer:
             return planned, f"there was room for {planned.bits} bits here" if more else ""
         bits = 4 if options.weights == "int4" and (role == "linear" or options.embedding == 4) else 8
         if role != "linear" and options.weights == "int4" and options.embedding == 6:
-            return Quantized(6, min(64, self.group8(k))), "embeddings are read in 6 bits"
+            return Quantized(6, min(64, self.group8(k, role))), "embeddings are read in 6 bits"
         if bits == 8:
             why = "embeddings are read in 8 bits" if role != "linear" and options.weights == "int4" else ""
-            return Quantized(8, self.group8(k)), why
+            return Quantized(8, self.group8(k, role)), why
         if role == "linear" and n * k <= min(SMALL, SHARE * self._total):
             return Quantized(8, self.group8(k)), "so small a part of the model that 4 bits save little over 8"
         if options.scheme == "table":
@@ -300,9 +301,9 @@ class Quantizer:
         self._done = before + (0 if math.isnan(found[1]) else math.prod(data.shape))
         return found
 
-    def group8(self, k: int) -> int:
-        """The largest group of 8-bit weights up to the table's that wastes no scale on a tail."""
-        group = self.options.table_group
+    def group8(self, k: int, role: str = "linear") -> int:
+        """The largest group of 8 bits, up to the options', that wastes no scale on a tail."""
+        group = self.options.group8 if role == "linear" else self.options.table_group
         while group > 32 and (k % group or group > k):
             group //= 2
         return group

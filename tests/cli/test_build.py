@@ -43,7 +43,7 @@ def test_rotations_are_reported(edgec, mlp_onnx, tmp_path):
         assert done.status == 0, done.err
         found[rotate] = done.json
     assert found["auto"]["rotated"] == {"inputs": 2} and found["none"]["rotated"] == {}
-    assert found["auto"]["options"]["rotate"] == "auto"
+    assert found["auto"]["options"]["rotate"] == "auto" and found["auto"]["options"]["group"] == 128
     errors = [f["check"]["outputs"]["y"]["snr_db"] for f in found.values()]
     assert errors[0] > 30 and errors[0] > errors[1] - 2
     wrong = edgec("build", mlp_onnx, "-o", "w.edgec", "--rotate", "values", "--json")

@@ -14,7 +14,6 @@ M, A = "M", "A"  # the model, its artifact
     [
         (("build", M, "--weights", "fp32", "--embedding", "4"), "--embedding"),
         (("build", M, "--weights", "int8", "--embedding", "8"), "--embedding"),
-        (("build", M, "--weights", "int8", "--group", "64"), "--group"),
         (("build", M, "--weights", "fp32", "--group", "32"), "--group"),
         (("build", M, "--weights", "fp32", "--activations", "int8"), "--activations"),
         (("build", M, "--weights", "fp32", "--calib", "x.npz"), "--calib"),

@@ -201,6 +201,15 @@ def test_pointwise_convolution_becomes_a_product():
     assert kept.outputs == graph.outputs
 
 
+@pytest.mark.parametrize("group8", [32, 64, 128])
+def test_groups_of_8_bits(group8):
+    table = weights(1 << 13, 128)
+    x = make("gather", table, i64("i", 1, "s"), axis=0)
+    graph = graph_of(make("linear", x, weights(96, 128)))
+    rows = quantize(graph, weights="int8", group8=group8)[1]
+    assert {w["role"]: w["group"] for w in rows} == {"linear": group8, "embedding": 128}
+
+
 @pytest.mark.parametrize(
     "options", [{"weights": "int3"}, {"group": 48}, {"activations": "int4"}, {"scheme": "other"}, {"table_group": 0}]
 )

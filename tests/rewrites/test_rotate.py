@@ -200,7 +200,10 @@ def test_compiled(weights, tmp_path):
 def test_the_default_is_by_weights():
     assert BuildOptions(weights="int8").rotations == ("keys", "inputs")
     assert BuildOptions(weights="int8", kv_cache="fp32").rotations == ("inputs",)
-    assert BuildOptions().rotations == ("keys",)
+    assert (
+        BuildOptions().rotations == BuildOptions(bits=4.25).rotations == BuildOptions(bits=5.0).rotations == ("keys",)
+    )
+    assert BuildOptions(bits=6.25).rotations == BuildOptions(bits=8.5).rotations == ("keys", "inputs")
     assert BuildOptions(weights="fp32").rotations == BuildOptions(rotate="none").rotations == ()
 
 

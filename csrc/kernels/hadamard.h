@@ -11,9 +11,9 @@ EDGEC_INLINE f32x8 hadamard_lanes(f32x8 v) {
   return __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6) + v * f32x8{1, -1, 1, -1, 1, -1, 1, -1};
 }
 
-// A block of 8 * kVectors, times `scale`.
+// A block of 8 * kVectors, times `scale`; `to` may be `x`.
 template <int kVectors>
-EDGEC_INLINE void hadamard_vectors(float* x, float scale) {
+EDGEC_INLINE void hadamard_vectors(const float* x, float scale, float* to) {
   f32x8 v[kVectors];
 #pragma GCC unroll 4
   for (int i = 0; i < kVectors; ++i) v[i] = hadamard_lanes(load(x + 8 * i) * scale);
@@ -27,16 +27,16 @@ EDGEC_INLINE void hadamard_vectors(float* x, float scale) {
     }
   }
 #pragma GCC unroll 4
-  for (int i = 0; i < kVectors; ++i) store(x + 8 * i, v[i]);
+  for (int i = 0; i < kVectors; ++i) store(to + 8 * i, v[i]);
 }
 
 // A block of any power of two, in place.
 static void hadamard_block(float* x, int64_t size) {
   const float scale = inverse_root(size);
-  if (size == 8) return hadamard_vectors<1>(x, scale);
-  if (size == 16) return hadamard_vectors<2>(x, scale);
+  if (size == 8) return hadamard_vectors<1>(x, scale, x);
+  if (size == 16) return hadamard_vectors<2>(x, scale, x);
   if (size >= 32) {
-    for (int64_t i = 0; i < size; i += 32) hadamard_vectors<4>(x + i, scale);
+    for (int64_t i = 0; i < size; i += 32) hadamard_vectors<4>(x + i, scale, x + i);
     for (int64_t step = 32; step < size; step *= 2) {
       for (int64_t i = 0; i < size; i += 2 * step) {
         for (int64_t j = i; j < i + step; j += 8) {

@@ -57,16 +57,13 @@ class NormedRows {
     if (left <= 0) return args_.x;
     const float* x = args_.x + (first_ + row) * args_.ldx;
     const int64_t count = left < kBlock ? left : kBlock;
-    if (args_.norm != Norm::kNone) {
-      normalize(args_, norms_[row], x, at, count, buffer_);
-    } else if (args_.rotate) {
-      for (int64_t i = 0; i < count; i += 8) store(buffer_ + i, load_n(x + at + i, count - i));
-    } else {
-      return x + at;
-    }
+    const bool normed = args_.norm != Norm::kNone;
+    if (!normed && !args_.rotate) return x + at;
+    if (normed) normalize(args_, norms_[row], x, at, count, buffer_);
     if (args_.rotate && count == kBlock) {
-      hadamard_vectors<kBlock / 8>(buffer_, inverse_root(kBlock));
+      hadamard_vectors<kBlock / 8>(normed ? buffer_ : x + at, inverse_root(kBlock), buffer_);
     } else if (args_.rotate) {
+      for (int64_t i = 0; i < count && !normed; ++i) buffer_[i] = x[at + i];
       hadamard_row(buffer_, count, kBlock);
     }
     return buffer_;

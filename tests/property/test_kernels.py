@@ -259,7 +259,7 @@ def test_norm_before_the_product(kernel, data):
 
 
 @pytest.mark.parametrize("kernel", [k for k in LINEAR if not k.family.startswith("f32")], ids=lambda k: k.name)
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=8)
 @given(data=st.data())
 def test_rotation_before_the_product(kernel, data):
     need(kernel)

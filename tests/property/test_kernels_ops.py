@@ -195,7 +195,7 @@ def in_blocks(x: np.ndarray, block: int) -> np.ndarray:
 
 
 @table("hadamard")
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=40)
 @given(data=st.data())
 def test_hadamard(kernel, data):
     rng = np.random.default_rng(data.draw(st.integers(0, 999)))

@@ -86,7 +86,7 @@ def test_correction_is_ridge_regression():
 
 def moments(x, residue):
     found = Moments(x.shape[1], residue.shape[1])
-    found.add(x, residue)
+    found.add(x.astype(np.float32), residue.astype(np.float32))
     return found
 
 

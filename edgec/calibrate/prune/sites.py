@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgec.calibrate.gptq import product
 from edgec.ir.node import Node
 from edgec.ir.ops.nn import pad_spatial, window, windows
 from edgec.rewrites.prune.channels import Channels, Group
@@ -104,7 +105,8 @@ def _tokens(x: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
 
 
 class Moments:
-    """Sums over rows, in f64: h = X^T X, cross = R^T X; with a bias the last column of X is 1."""
+    """Sums over the rows of f32 matrices, in f64 from one to the next: h = X^T X, cross = R^T X; with a bias the last column of X
+    is 1."""
 
     def __init__(self, columns: int, outputs: int = 0, bias: bool = False):
         size = columns + bias
@@ -114,7 +116,7 @@ class Moments:
     def add(self, x: np.ndarray, residue: np.ndarray | None = None) -> None:
         if self.bias:
             x = np.concatenate([x, np.ones((len(x), 1), x.dtype)], axis=1)
-        self.h += x.T @ x
+        self.h += product(x.T, x)
         self.rows += len(x)
         if residue is not None:
-            self.cross += residue.T @ x
+            self.cross += product(residue.T, x)

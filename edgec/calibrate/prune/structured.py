@@ -16,6 +16,7 @@ import numpy as np
 
 from edgec.calibrate.capture import Stream
 from edgec.calibrate.data import Calibration
+from edgec.calibrate.gptq import product
 from edgec.calibrate.prune.allocate import Allocator, Cost
 from edgec.calibrate.prune.depth import choose_layers
 from edgec.calibrate.prune.request import Request
@@ -287,14 +288,14 @@ class _Refit:
         for (number, a), (_, b) in zip(theirs.run(want), ours.run(have), strict=True):
             valid = self.calibration.valid[number]
             rows, shape = s.rows_in(b[x], valid, number), b[x].shape
-            residue = -(rows @ w.T)
+            residue = -product(rows, w.T)
             if s.additive:
                 residue += s.rows_out(a[aim], shape, valid, number)
                 if r is not None:
                     residue -= s.rows_out(b[r], shape, valid, number)
                 residue -= 0 if old_bias is None else old_bias
             else:
-                residue += s.rows_in(a[twin.inputs[0]], valid, number) @ source_w.T
+                residue += product(s.rows_in(a[twin.inputs[0]], valid, number), source_w.T)
             (held if number % 4 == 3 else fitted).add(rows, residue)
         columns = np.flatnonzero(np.r_[kept, True] if with_bias else kept)
         d = fit(fitted, held, columns)

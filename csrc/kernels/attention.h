@@ -49,8 +49,8 @@ struct AttentionCut {
 static AttentionCut cut_attention(const AttentionArgs& a, int workers) {
   AttentionCut c{a.heads / a.kv_heads * a.q_len, kQBlock, 1, 1};
   if (c.rows < kQBlock) c.block = (c.rows + kF32Rows - 1) / kF32Rows * kF32Rows;
-  if (c.rows == 0) return {0, kF32Rows, 0, 1};
   const int64_t heads = a.batch * a.kv_heads;
+  if (c.rows == 0 || heads == 0) return {0, kF32Rows, 0, 1};
   // Enough blocks for the workers, unless a block would have less than a tile.
   while (c.block > kF32Rows && heads * ((c.rows + c.block - 1) / c.block) < 2 * workers) c.block -= kF32Rows;
   c.blocks = (c.rows + c.block - 1) / c.block;

@@ -66,7 +66,7 @@ void Executor::check_kernel_step(size_t index) {
     throw Error(Code::kPlan, place, "this edgec has no kernel '" + step.name + "'",
                 "Run it with the edgec that built it");
   if (const std::string why = match_signature(kernel->signature, step.args); !why.empty())
-    throw Error(Code::kPlan, place, step.name + ": " + why);
+    throw Error(Code::kPlan, place, step.name + ": " + why, "Build the artifact again with this edgec");
   const std::vector<Parameter> parameters = parse_signature(kernel->signature);
   size_t at = 0;
   for (const Parameter& p : parameters) {

@@ -73,7 +73,14 @@ class ArtifactFile:
         """check_content: look at the checksums of large members, which reads them. wait: False leaves that to the
         background until wait() is called. Raises EdgecError EC1501 to EC1506."""
         self.path = os.fspath(path)
-        self._file = _core.Artifact(self.path)
+        try:
+            self._file = _core.Artifact(self.path)
+        except EdgecError as error:
+            if error.code == "EC1502" and self.path.endswith(".onnx"):
+                raise EdgecError(
+                    "EC1502", "it is a model, no artifact", self.path, f"Make one of it: edgec build {self.path}"
+                ) from None
+            raise
         self.size: int = self._file.size
         self.members = Members(self.path, self._file.members(), self._file.deflated())
         data = self.members.stored.get(manifests.MANIFEST)

@@ -189,6 +189,9 @@ def _conversations(records: Iterable[tuple[int, dict]], files: Mapping[str, byte
 def _columns(records: list[tuple[int, dict]], graph: Graph, where: str) -> Feeds:
     """An array for each name, its first axis the lines."""
     types = {n["name"]: n.dtype for n in graph.inputs}
+    if not records[0][1].keys() & types.keys():
+        reason = f"line {records[0][0]} has {_names(records[0][1])}: no text, no messages, no input of the model"
+        raise _unfit(reason, where, f'Write {{"text": "..."}}, or the inputs {_names(types)}')
     names = set(records[0][1])
     columns: dict[str, list] = {name: [] for name in records[0][1]}
     for number, record in records:

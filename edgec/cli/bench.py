@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from edgec.cli.common import (
     step_table,
     table,
 )
+from edgec.errors import EdgecError
 from edgec.options import idle
 
 
@@ -83,6 +85,10 @@ def bench(
         raise idle("--source", "it is what --compare runs", "Add --compare onnxruntime")
     if seconds is not None and runs is not None:
         raise idle("--seconds", "--runs says how often", "Leave one of them out")
+    if runs is not None and runs < 1:
+        raise EdgecError("EC1001", f"{runs} is no number of 1 or more", "--runs", "Such as --runs 100")
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise EdgecError("EC1001", f"{seconds:g} is no time to measure for", "--seconds", "Such as --seconds 3")
     if compare is not None:
         need("onnxruntime", "--compare onnxruntime", "onnxruntime")
         peer_model = existing(source, "--source") if source else None
@@ -144,6 +150,9 @@ def _onnxruntime(path: Path, feeds: dict, threads: int) -> Callable[[], Any]:
 
     peer = onnxruntime_session(path, threads)
     wanted = {i.name for i in peer.get_inputs()}
+    if lacking := sorted(wanted - feeds.keys()):
+        reason = f"its input {lacking[0]!r} is none of the artifact's"
+        raise EdgecError("EC1001", reason, f"--source {path}", "Give the model that the artifact was built from")
     mine = {k: v for k, v in feeds.items() if k in wanted}
     return lambda: peer.run(None, mine)
 

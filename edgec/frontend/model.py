@@ -51,13 +51,25 @@ def parse(source: str | os.PathLike | onnx.ModelProto) -> onnx.ModelProto:
             proto.ParseFromString(content)
         except Exception as error:
             reason = "the file is empty" if not content else f"it does not parse as one ({error})"
-            raise EdgecError("EC1101", reason, where, "Check that it was downloaded whole") from None
+            raise EdgecError("EC1101", reason, where, _next_step(path)) from None
         if not content:
             raise EdgecError("EC1101", "the file is empty", where, "Check that it was downloaded whole")
     if not proto.HasField("graph") or not (proto.graph.node or proto.graph.output) or not proto.opset_import:
         reason = "it holds no graph" if proto.opset_import else "it names no opset"
         raise EdgecError("EC1101", reason, where, "Check that it is an ONNX model and was downloaded whole")
     return proto
+
+
+OTHERS = (".pt", ".pth", ".bin", ".safetensors", ".gguf", ".tflite", ".h5", ".keras", ".pb")
+
+
+def _next_step(path: Path) -> str:
+    """For a file that is no ONNX model, by its name."""
+    if path.suffix == ".edgec":
+        return f"It is built already: edgec inspect {path} shows it, edgec run {path} runs it"
+    if path.suffix in OTHERS:
+        return "Export it to ONNX first: torch.onnx.export, optimum-cli export onnx or tf2onnx"
+    return "Check that it is an ONNX model and was downloaded whole"
 
 
 def _read(path: Path) -> bytes:

@@ -216,6 +216,21 @@ def test_bad_models_leave_nothing_and_harm_nothing(edgec, mlp_onnx, tmp_path, ki
     assert edgec("inspect", "bad.onnx").status == 1
 
 
+def test_files_of_another_kind_are_named(edgec, mlp_onnx, mlp_artifact, tmp_path):
+    (tmp_path / "model.pt").write_text("hello")
+    (tmp_path / "odd.jsonl").write_text('{"texxt": "a"}\n')
+    for call, says in (
+        (("build", "model.pt"), "Export it to ONNX"),
+        (("build", mlp_artifact, "-o", "x.edgec"), "It is built already: edgec inspect"),
+        (("run", mlp_onnx, "--random"), "it is a model, no artifact. Make one of it: edgec build"),
+        (("bench", mlp_onnx), "edgec build"),
+        (("build", mlp_onnx, "-o", "x.edgec", "--calib", "odd.jsonl"), "no input of the model"),
+    ):
+        done = edgec(*call)
+        assert done.status == 1 and says in done.err.splitlines()[-1], done.err
+    assert {p.name for p in tmp_path.iterdir()} == {"model.pt", "odd.jsonl"}
+
+
 def test_a_successful_build_replaces_what_was_there(edgec, mlp_onnx, tmp_path):
     (tmp_path / "out.edgec").write_bytes(b"old")
     assert edgec("build", mlp_onnx, "-o", "out.edgec", "--no-check").status == 0
@@ -266,6 +281,17 @@ def test_bench_compares(edgec, mlp_artifact):
     assert found["runs"] == found["onnxruntime"]["runs"] == 10
     ratio = found["onnxruntime"]["median_ms"] / found["median_ms"]
     assert found["speedup"] == pytest.approx(ratio)
+
+
+@pytest.mark.parametrize(
+    "wrong", [("--runs", "0"), ("--seconds", "-1"), ("--seconds", "nan"), ("--source", "relu.onnx")]
+)
+def test_bench_refuses(edgec, mlp_artifact, tmp_path, wrong):
+    nodes = [helper.make_node("Relu", ["other"], ["y"])]
+    save(tmp_path / "relu.onnx", nodes, [f32("other", ["n", 64])], [f32("y", ["n", 64])])
+    more = ("--compare", "onnxruntime", "--runs", "3") if wrong[0] == "--source" else ()
+    error = edgec("bench", mlp_artifact, *wrong, *more, "--json").json["error"]
+    assert error["code"] == "EC1001" and wrong[0] in error["where"] and error["hint"]
 
 
 def test_inspect_onnx(edgec, mlp_onnx):

@@ -158,6 +158,9 @@ def test_masked_rows(kernel):
     assert np.isnan(hidden[0, 0, 0]).all() and np.isfinite(hidden[0, 0, 1:]).all()
     empty = np.zeros((1, 1, 0, 8), np.float32)
     assert (ek.attention(q, empty, empty, kernel=kernel) == 0).all()
+    for threads in (1, 2):
+        assert ek.attention(q[:0], k[:0], v[:0], threads=threads, kernel=kernel).shape == (0, *uniform.shape[1:])
+        assert ek.attention(q[:, :, :0], k, v, threads=threads, kernel=kernel).size == 0
 
 
 @table("gather")

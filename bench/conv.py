@@ -1,9 +1,10 @@
 """Convolution and pooling templates beside onnxruntime's fp32, one layer at a time, alternately in one process.
 
-    python bench/conv.py [--threads 1] [--only TEXT] [--model ppocr-det|nudenet|mtcnn]
+    python bench/conv.py [--threads 1] [--only TEXT] [--model ppocr-det|nudenet|mtcnn] [--int8] [--target host]
 
 Prints for each layer: calls in the model, both times (lower quartiles), their ratio, GFLOP/s and the share of the FMA
-peak. onnxruntime's times hold its change of layout, which a whole model pays less often.
+peak. onnxruntime's times hold its change of layout, which a whole model pays less often. --int8: instead of onnxruntime, the
+same convolutions in 8 bits, those that a build would take; GFLOP/s are then theirs.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
-from edgec.ir.node import constant, make
+from edgec import targets
+from edgec.ir.node import Data, constant, make
 from edgec.ir.types import TensorType
 from edgec.lower.fusion import KINDS
 from edgec.lower.groups import Group
+from edgec.rewrites.convs import in_floats, stepped
+from edgec.rewrites.encode import in_channels
 from edgec.testing.groups import CompiledGroups
 
 PEAK = 102.0  # GFLOP/s of one core: two FMA units of 8 lanes at 3.19 GHz
@@ -160,6 +164,16 @@ def ours(layer, rng):
     return make(op, x_node, constant(weights), constant(bias), **attrs), x_node, {"w": weights, "b": bias}
 
 
+def in_8_bits(node, x_node, arrays, rng):
+    """The convolution with weights of int8 and its input on a grid; None where a build would leave it in floats."""
+    if node.op != "conv" or in_floats(node) is not None:
+        return None
+    step = rng.uniform(0.02, 0.04, x_node.shape[1]).astype(np.float32)
+    data = in_channels(stepped(Data.of(arrays["w"]), step), True)[0]
+    grid = constant(np.stack([step, np.full_like(step, 128)]))
+    return make("conv", x_node, constant(data), node.inputs[2], None, grid, **node.attrs)
+
+
 def session(layer, arrays, threads: int) -> ort.InferenceSession:
     _, op, x, w, strides, pads, group = layer
     attrs = {"strides": strides, "pads": pads}
@@ -240,29 +254,41 @@ def caller(cg: CompiledGroups, index: int, node, x: np.ndarray, x_node, threads:
     return run, out, held
 
 
-def measure(layer, threads: int, seconds: float):
+def measure(layer, threads: int, seconds: float, target, int8: bool):
+    """Lower quartiles of the two contestants' times, and the layer's operations; None: nothing to compare."""
     rng = np.random.default_rng(0)
     node, x_node, arrays = ours(layer, rng)
-    cg = CompiledGroups()
+    cg = CompiledGroups(target)
     index = cg.add(Group(KINDS[node.op], (node,), node.operands(), (node,)))
     x = rng.standard_normal(layer[2]).astype(np.float32)
+    times: tuple[list, list] = ([], [])
+    if int8:
+        rounded = in_8_bits(node, x_node, arrays, rng)
+        if rounded is None:
+            return None
+        other = cg.add(Group("conv", (rounded,), rounded.operands(), (rounded,)))
+        plain, _, _held = caller(cg, index, node, x, x_node, threads)
+        run, _, _held_too = caller(cg, other, rounded, x, x_node, threads)
+        return *alternate(times, run, plain, seconds), flops(layer, node.shape)
     run, out, _held = caller(cg, index, node, x, x_node, threads)
     peer = session(layer, arrays, threads)
     run()
     want = peer.run(None, {"x": x})[0]
     assert np.abs(out - want).max() < 1e-3, (layer, np.abs(out - want).max())
-    times: tuple[list, list] = ([], [])
     binding = peer.io_binding()
     binding.bind_cpu_input("x", x)
     binding.bind_output("y")
+    return *alternate(times, run, lambda: peer.run_with_iobinding(binding), seconds), flops(layer, node.shape)
+
+
+def alternate(times, ours, others, seconds: float) -> list[float]:
     stop = time.perf_counter() + seconds
     while time.perf_counter() < stop or len(times[0]) < 5:
-        for record, f in zip(times, (run, lambda: peer.run_with_iobinding(binding))):
+        for record, f in zip(times, (ours, others)):
             start = time.perf_counter()
             f()
             record.append(time.perf_counter() - start)
-    low = [sorted(t)[len(t) // 4] for t in times]
-    return low[0], low[1], flops(layer, node.shape)
+    return [sorted(t)[len(t) // 4] for t in times]
 
 
 def main():
@@ -271,22 +297,29 @@ def main():
     parser.add_argument("--only", default="")
     parser.add_argument("--model", choices=list(LAYERS))
     parser.add_argument("--seconds", type=float, default=0.25, help="per layer")
+    parser.add_argument("--int8", action="store_true")
+    parser.add_argument("--target", default="host")
     args = parser.parse_args()
-    print(f"{'':2} {'layer':62} {'edgec us':>9} {'ort us':>9} {'ratio':>6} {'GFLOP/s':>8} {'peak':>5}")
+    columns, target = ("int8 us", "fp32 us") if args.int8 else ("edgec us", "ort us"), targets.load(args.target)
+    print(f"{'':2} {'layer':62} {columns[0]:>9} {columns[1]:>9} {'ratio':>6} {'GFLOP/s':>8} {'peak':>5}")
     for model in [args.model] if args.model else LAYERS:
         mine = theirs = 0.0
         for layer in LAYERS[model]:
             text = f"{layer[1]} {layer[2]} {layer[3]} s{layer[4][0]}"
             if args.only not in text:
                 continue
-            a, o, f = measure(layer, args.threads, args.seconds)
+            found = measure(layer, args.threads, args.seconds, target, args.int8)
+            if found is None:
+                continue
+            a, o, f = found
             mine, theirs = mine + layer[0] * a, theirs + layer[0] * o
             rate = f / a / 1e9
             share = rate / PEAK / args.threads
             times = f"{a * 1e6:9.1f} {o * 1e6:9.1f} {a / o:6.2f}"
             print(f"{layer[0]:2} {text:62} {times} {rate:8.1f} {share:5.0%}", flush=True)
         ratio = mine / max(theirs, 1e-9)
-        print(f"{model}: {mine * 1e3:.2f} ms, onnxruntime {theirs * 1e3:.2f} ms, ratio {ratio:.2f}\n")
+        names = ("int8", "fp32") if args.int8 else ("edgec", "onnxruntime")
+        print(f"{model}: {names[0]} {mine * 1e3:.2f} ms, {names[1]} {theirs * 1e3:.2f} ms, ratio {ratio:.2f}\n")
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ _C = {"strides": (1, 1), "pads": (1, 0, 1, 2), "dilations": (1, 1)}
 _POOL = {"kernel": (2, 3), "strides": (2, 1), "pads": (1, 0, 0, 1), "dilations": (1, 1)}
 _HEADS = {"scale": 0.4, "out_layout": "bshd"}
 x3, x4 = f32("x", 2, 4, 6), f32("x", 2, 4, 6, 5)
+GRID = constant(np.array([[0.125, 0.25, 0.5, 1], [0, 128, 255, 3]], np.float32))
 q, k = f32("q", 2, 4, 3, 8), f32("k", 2, 2, 5, 8)
 CASES = {
     "pad": [
@@ -101,6 +102,7 @@ CASES = {
     "conv": [
         b.conv(x4, weights(6, 2, 2, 2), weights(6), f32("r", 2, 6, 7, 6), group=2, act="relu6", **_C),
         b.conv(x3, weights(3, 4, 2), strides=(2,), pads=(0, 1), dilations=(3,)),
+        b.conv(x3, weights(3, 4, 2), None, None, GRID, strides=(2,), pads=(0, 1), dilations=(3,)),
     ],
     "conv_transpose": [
         b.conv_transpose(

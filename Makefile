@@ -63,6 +63,7 @@ examples: env dev models
 # Latency and accuracy of whole models beside onnxruntime, after the kernels beside their limits
 bench: dev models bench-kernels
 	PYTHONPATH=. $(PYTHON) bench/models.py
+	PYTHONPATH=. $(PYTHON) bench/int8.py
 	PYTHONPATH=. $(PYTHON) bench/accuracy.py
 	PYTHONPATH=. $(PYTHON) bench/estimates.py
 

@@ -156,7 +156,8 @@ def _error(w: np.ndarray, x: np.ndarray, grid: np.ndarray) -> float:
 def _in_floats(graph: Graph, options: Options, feeds: Sequence[Feeds]) -> dict[object, str]:
     """Key of a weight -> why its convolutions stay in floats: where all in 8 bits would change the outputs too much."""
     gated, gates = _gated(graph, options)
-    outputs = list(dict.fromkeys(n for _, n in gated.outputs if n.dtype in FLOATS))
+    kept = {present for _, present in graph.states}
+    outputs = list(dict.fromkeys(n for name, n in gated.outputs if name not in kept and n.dtype in FLOATS))
     if not gates or not outputs:
         return {}
     shapes = {name: a.shape for name, a in feeds[0].items()}

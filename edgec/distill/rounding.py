@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from edgec import kernels
 from edgec.ir.node import Graph, Node, make
 from edgec.ir.types import Quantized
-from edgec.rewrites.movement import TABLE
+from edgec.rewrites.gathers import TABLE
 from edgec.rewrites.quantize import NARROW, SHARE, SMALL, TINY
 from edgec.rewrites.states import rebuilt
 

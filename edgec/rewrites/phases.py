@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from edgec.rewrites import attention, elementwise, fold, linear, masks, merge, movement, recognise, rope
+from edgec.rewrites import attention, elementwise, fold, gathers, linear, masks, merge, movement, recognise, rope
 from edgec.rewrites.engine import Phase, Rule
 from edgec.rewrites.quantize import Options, Quantizer
 
-CANONICAL = (*fold.RULES, *elementwise.RULES, *movement.RULES)
+CANONICAL = (*fold.RULES, *elementwise.RULES, *movement.RULES, *gathers.RULES)
 RECOGNISE = (*recognise.RULES, *attention.RULES, *masks.RULES, *rope.RULES)
 FUSE = (*linear.RULES, *merge.RULES)
 

@@ -24,7 +24,7 @@ from edgec.rewrites import convs
 from edgec.rewrites.encode import encoded, in_channels, nbytes, sample
 from edgec.rewrites.engine import Match, Phase, Rule, rule, run
 from edgec.rewrites.examples import f32, i64, weights
-from edgec.rewrites.movement import TABLE
+from edgec.rewrites.gathers import TABLE
 from edgec.rewrites.pattern import b, const, optional, p, var
 
 MODES = ("fp32", "int8", "int4")

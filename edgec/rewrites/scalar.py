@@ -12,7 +12,7 @@ from edgec.ir.dims import Dim, Expr, product, substitute, symbol, symbols_of
 from edgec.ir.node import Node
 from edgec.ir.types import FLOATS, INTS
 from edgec.rewrites import formulas as fm
-from edgec.rewrites.movement import as_range
+from edgec.rewrites.gathers import as_range
 from edgec.rewrites.pattern import scalar_value
 
 CASES = 16

@@ -134,6 +134,7 @@ def manifest(job: Job) -> dict[str, Any]:
             "weights": r.weights,
             "calibration": r.calibration,
             **({} if r.pruning is None else {"pruning": r.pruning}),
+            **({"rotated": r.rotated} if r.rotated else {}),
             "tuned_share": r.tuned_share,
             "weight_bits": r.weight_bits,
             "macs": r.macs,

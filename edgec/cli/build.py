@@ -294,6 +294,7 @@ def _show(found: dict[str, Any], out: Path) -> None:
             ("size", f"{bytes_text(before)} -> {bytes_text(after)} ({ratio_text(before, after)})"),
             ("weights", f"{found['weight_bits']:.2f} bits each" if found["weight_bits"] else None),
             ("pruned", _pruning_text(found["pruning"])),
+            ("rotated", ", ".join(f"{count} {name}" for name, count in found["rotated"].items()) or None),
             ("tuned", f"{found['tuned_share']:.1%} of {found['macs'] / 1e6:.1f} M multiply-accumulates"),
             ("memory", memory),
             *(("estimated", e["text"]) for e in found["estimates"]),

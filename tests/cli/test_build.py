@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 
 import numpy as np
 import onnx
@@ -42,6 +43,10 @@ def test_rotations_are_reported(edgec, mlp_onnx, tmp_path):
         done = edgec("build", mlp_onnx, "-o", "m.edgec", "--weights", "int8", "--rotate", rotate, "--json")
         assert done.status == 0, done.err
         found[rotate] = done.json
+        with zipfile.ZipFile(tmp_path / "m.edgec") as artifact:
+            report = json.loads(artifact.read("manifest.json"))["report"]
+        assert report.get("rotated", {}) == done.json["rotated"]
+    assert "rotated    2 inputs" in edgec("build", mlp_onnx, "-o", "m.edgec", "--weights", "int8").out
     assert found["auto"]["rotated"] == {"inputs": 2} and found["none"]["rotated"] == {}
     assert found["auto"]["options"]["rotate"] == "auto" and found["auto"]["options"]["group"] == 128
     errors = [f["check"]["outputs"]["y"]["snr_db"] for f in found.values()]

@@ -17,16 +17,26 @@ Text is tokenized by the model's own tokenizer. For a causal language model the 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from edgec.calibrate import labels as truth
+from edgec.calibrate.files import (
+    Feeds,
+    columns_of,
+    conversations,
+    names_of,
+    paragraphs,
+    read_folder,
+    read_npz,
+    read_text,
+    records_of,
+    unfit,
+)
 from edgec.errors import EdgecError
 from edgec.ir.dims import evaluate, symbol_name, symbols_of
 from edgec.ir.node import Graph, Node
@@ -38,9 +48,7 @@ LEAST_TOKENS = 256  # of text, all in all: with fewer, statistics say little
 WINDOWS = 64, 256  # of text, by default: at least, and at most
 VALUE = 160 << 20  # bytes that an embedding of all their tokens may take, which bounds memory
 LEAST_SAMPLES = 4  # of arrays, to fit weights to
-LARGEST = 1 << 30  # bytes of a file of text
 KINDS = ".txt, .jsonl, .npz, or a folder of .npy files"
-Feeds = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ def load(
             raise EdgecError("EC1001", f"{value} is not a positive number", name)
     path, rng = Path(path), np.random.default_rng(seed)
     if path.is_dir() or path.suffix == ".npz":
-        arrays = _read_folder(path) if path.is_dir() else _read_npz(path)
+        arrays = read_folder(path) if path.is_dir() else read_npz(path)
         return _enough(_from_arrays(arrays, graph, limit, rng, str(path), labels), least, str(path))
     if path.suffix not in (".txt", ".jsonl"):
         raise EdgecError(
@@ -95,174 +103,27 @@ def load(
             str(path),
             "Rename it, or write one of these",
         )
-    content = _read_text(path)
+    content = read_text(path)
     if path.suffix == ".txt":
         if labels is not None:
-            raise _unfit(f"a .txt has no labels {labels!r}", str(path), f'Write .jsonl: {{"text": ..., "{labels}": 0}}')
+            raise unfit(f"a .txt has no labels {labels!r}", str(path), f'Write .jsonl: {{"text": ..., "{labels}": 0}}')
         return _from_texts(paragraphs(content), graph, files or {}, length, limit, rng, str(path))
-    records = list(_records(content, str(path)))
+    records = list(records_of(content, str(path)))
     if not records:
-        raise _unfit("it is empty", str(path), "Give it more texts")
+        raise unfit("it is empty", str(path), "Give it more texts")
     if all("text" in r or "messages" in r for _, r in records):
-        texts = list(_conversations(records, files or {}, str(path)))
+        texts = list(conversations(records, files or {}, str(path)))
         true = None if labels is None else truth.of_records(records, labels, str(path))
         return _from_texts(texts, graph, files or {}, length, limit, rng, str(path), true)
-    columns = _columns(records, graph, str(path))
+    columns = columns_of(records, graph, str(path))
     return _enough(_from_arrays(columns, graph, limit, rng, str(path), labels), least, str(path))
 
 
 def _enough(found: Calibration, least: int, where: str) -> Calibration:
     rows = sum(max((len(a) for a in feed.values() if a.ndim), default=1) for feed in found.feeds)
     if rows < least:
-        raise _unfit(f"too few samples to fit weights to: {rows}", where, f"Give {least} or more, better 256")
+        raise unfit(f"too few samples to fit weights to: {rows}", where, f"Give {least} or more, better 256")
     return found
-
-
-def paragraphs(content: str) -> list[str]:
-    """The texts of a .txt file."""
-    lines = [line.strip() for line in content.splitlines()]
-    if "" not in lines[:-1]:
-        return [line for line in lines if line]
-    found: list[list[str]] = [[]]
-    for line in lines:
-        found[-1].append(line) if line else found.append([])
-    return [" ".join(lines) for lines in found if lines]
-
-
-# --- reading -----------------------------------------------------------------------------------------------------------
-
-
-def _unfit(reason: str, where: str, hint: str | None = None) -> EdgecError:
-    return EdgecError("EC1302", reason, where, hint)
-
-
-def _read_text(path: Path) -> str:
-    try:
-        if path.stat().st_size > LARGEST:
-            raise _unfit(
-                f"it has {path.stat().st_size} bytes, {LARGEST} are allowed", str(path), "A part of it will do"
-            )
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _unfit(f"it is no UTF-8: {error.reason} at byte {error.start}", str(path), "Write it as UTF-8") from None
-    except OSError as error:
-        raise EdgecError("EC1003", error.strerror or str(error), str(path), "Check the path") from None
-
-
-def _records(content: str, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of each line that is not empty."""
-    for number, line in enumerate(content.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise _unfit(f"line {number} is no JSON: {error}", where, "Write one JSON object a line") from None
-        if not isinstance(record, dict) or not record:
-            raise _unfit(f"line {number} is no JSON object", where, 'Write {"text": ...} on each line')
-        yield number, record
-
-
-def _conversations(records: Iterable[tuple[int, dict]], files: Mapping[str, bytes], where: str) -> Iterator[str]:
-    template = None
-    for number, record in records:
-        if "text" in record:
-            if not isinstance(record["text"], str):
-                raise _unfit(f"line {number}: text is no string", where, 'Write {"text": "..."}')
-            yield record["text"]
-            continue
-        from edgec.runtime.generate import template as t
-
-        try:
-            messages = t.check_messages(record["messages"])
-        except EdgecError as error:
-            raise _unfit(f"line {number}: {error.where}: {error.message}", where, error.hint) from None
-        if template is None:
-            configs = [json.loads(files.get(n, b"{}")) for n in ("tokenizer_config.json", "special_tokens_map.json")]
-            source = t.find_template(files, configs[0])
-            if source is None:
-                raise EdgecError("EC1702", "the model has no chat template", where, 'Use {"text": ...} instead')
-            template = t.ChatTemplate(source, t.special_tokens(*configs))
-        yield template.render(messages, add_generation_prompt=False)
-
-
-def _columns(records: list[tuple[int, dict]], graph: Graph, where: str) -> Feeds:
-    """An array for each name, its first axis the lines."""
-    types = {n["name"]: n.dtype for n in graph.inputs}
-    if not records[0][1].keys() & types.keys():
-        reason = f"line {records[0][0]} has {_names(records[0][1])}: no text, no messages, no input of the model"
-        raise _unfit(reason, where, f'Write {{"text": "..."}}, or the inputs {_names(types)}')
-    names = set(records[0][1])
-    columns: dict[str, list] = {name: [] for name in records[0][1]}
-    for number, record in records:
-        if set(record) != names:
-            raise _unfit(
-                f"line {number} has {_names(record)}, the first one {_names(names)}",
-                where,
-                "Give each line the same names",
-            )
-        for name, value in record.items():
-            try:
-                array = np.asarray(value)
-            except ValueError:
-                raise _unfit(
-                    f"line {number}: {name!r} is no array: its rows differ in length", where, "Give all rows one length"
-                ) from None
-            if array.dtype.kind not in "biuf":
-                raise _unfit(
-                    f"line {number}: {name!r} holds something else than numbers", where, "Write lists of numbers"
-                )
-            if columns[name] and array.shape != columns[name][0].shape:
-                expected = list(columns[name][0].shape)
-                raise _unfit(
-                    f"line {number}: {name!r} is {list(array.shape)}, the first one {expected}",
-                    where,
-                    "Give all samples one shape",
-                )
-            columns[name].append(array)
-    arrays = {name: np.stack(rows) for name, rows in columns.items()}
-    for name, array in arrays.items():  # JSON has no types of its own
-        want = np.dtype(numpy_dtype(types[name])) if name in types else array.dtype
-        if array.dtype.kind in "iu" or want.kind not in "biu":
-            arrays[name] = array.astype(want)
-    return arrays
-
-
-def _read_npz(path: Path) -> Feeds:
-    try:
-        _starts(path, b"PK", "is a zip")
-        with np.load(path, allow_pickle=False) as found:
-            return {name: found[name] for name in found.files}
-    except OSError as error:
-        raise EdgecError("EC1003", error.strerror or str(error), str(path), "Check the path") from None
-    except Exception as error:  # zipfile, zlib and numpy have exceptions of their own
-        reason = f"it is no .npz file of plain arrays: {error}"
-        raise EdgecError("EC1003", reason, str(path), "Write it with numpy.savez") from None
-
-
-def _starts(path: Path, magic: bytes, what: str) -> None:
-    """numpy takes whatever else it finds for a pickle, and says so."""
-    with open(path, "rb") as f:
-        if f.read(len(magic)) != magic:
-            raise ValueError(f"such a file {what}")
-
-
-def _read_folder(path: Path) -> Feeds:
-    found = {}
-    for file in sorted(path.glob("*.npy")):
-        try:
-            _starts(file, b"\x93NUMPY", "begins with NUMPY")
-            found[file.stem] = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            reason = f"it is no .npy file of a plain array: {error}"
-            raise EdgecError("EC1003", reason, str(file), "Write it with numpy.save") from None
-    if not found:
-        raise _unfit("the folder has no .npy files", str(path), "Name them after the model's inputs")
-    return found
-
-
-def _names(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names)) or "nothing"
 
 
 # --- arrays --------------------------------------------------------------------------------------------------------
@@ -298,19 +159,19 @@ def _from_arrays(
     past, true = caches(graph), None
     if labels is not None:
         if labels not in arrays:
-            raise _unfit(f"there are no labels {labels!r}", where, f"It has {_names(arrays)}")
+            raise unfit(f"there are no labels {labels!r}", where, f"It has {names_of(arrays)}")
         true = truth.check(arrays.pop(labels), labels, where)
     wanted = {n["name"]: n for n in graph.inputs if n["name"] not in past or n["name"] in arrays}
     if unknown := arrays.keys() - wanted.keys():
-        raise _unfit(f"the model has no input {_names(unknown)}", where, f"It has {_names(wanted)}")
+        raise unfit(f"the model has no input {names_of(unknown)}", where, f"It has {names_of(wanted)}")
     if missing := wanted.keys() - arrays.keys():
-        raise _unfit(f"nothing is given for {_names(missing)}", where, f"It has {_names(arrays)}")
+        raise unfit(f"nothing is given for {names_of(missing)}", where, f"It has {names_of(arrays)}")
     counts = {name: a.shape[0] if a.ndim else 0 for name, a in arrays.items()}
     counts |= {} if true is None or labels is None else {labels: len(true)}
     count = min(counts.values(), default=0)
     if count == 0 or len(set(counts.values())) > 1:
         listed = ", ".join(f"{n} {c}" for n, c in sorted(counts.items()))
-        raise _unfit(
+        raise unfit(
             f"the inputs have different numbers of samples, or none: {listed}",
             where,
             "Give each input one row for each sample",
@@ -323,7 +184,7 @@ def _from_arrays(
     if fixed := {d for d in batches if isinstance(d, int)}:
         rows = whole = max(fixed)
         if len(fixed) > 1 or count < rows:
-            raise _unfit(
+            raise unfit(
                 f"too few samples for the {rows} that the model takes at once: {count}",
                 where,
                 "Give a multiple of that",
@@ -339,7 +200,7 @@ def _from_arrays(
         for name, value in feed.items():
             if value.dtype.kind == "f" and not np.isfinite(value).all():
                 reason = f"input {name!r} holds numbers that are not finite, in samples {index.tolist()}"
-                raise _unfit(reason, where, "Leave these samples out")
+                raise unfit(reason, where, "Leave these samples out")
         feeds.append(feed | {k: v for k, v in empty_caches(graph, feed).items() if k not in feed})
     key = _key(feeds, chosen_labels)
     return Calibration(feeds, [None] * len(feeds), len(chosen), key, chosen_labels if true is not None else None)
@@ -352,11 +213,11 @@ def _check_array(name: str, node: Node, array: np.ndarray, batched: bool, where:
         want is None or want == got for want, got in list(zip(fixed, shape))[1 if batched else 0 :]
     )
     if not same:
-        raise _unfit(f"input {name!r} is {list(shape)}, the model has {node.type}", where,
+        raise unfit(f"input {name!r} is {list(shape)}, the model has {node.type}", where,
                      "The first axis counts the samples")  # fmt: skip
     if array.dtype != numpy_dtype(node.dtype):
         want = numpy_dtype(node.dtype)
-        raise _unfit(f"input {name!r} is {array.dtype}, the model has {node.dtype}", where, f"Save it as {want}")
+        raise unfit(f"input {name!r} is {array.dtype}, the model has {node.dtype}", where, f"Save it as {want}")
 
 
 # --- text ----------------------------------------------------------------------------------------------------------
@@ -381,14 +242,14 @@ def _from_texts(
     causal = decoder.roles(graph)
     names = _text_inputs(graph) if isinstance(causal, str) else None
     if isinstance(causal, str) and names is None:
-        reason = "the model has inputs that are not text: " + _names(n["name"] for n in graph.inputs)
-        raise _unfit(reason, where, "Give arrays (.npz)")
+        reason = "the model has inputs that are not text: " + names_of(n["name"] for n in graph.inputs)
+        raise unfit(reason, where, "Give arrays (.npz)")
     tokenizer = Tokenizer(files["tokenizer.json"])
     order = rng.permutation(len(texts))
     texts = [texts[i] for i in order]
     if not isinstance(causal, str):
         if labels is not None:
-            raise _unfit(
+            raise unfit(
                 "the texts of a causal language model have no labels: they are joined", where, "Leave --labels out"
             )
         return _windows(texts, graph, causal, tokenizer, length or 256, limit, where)
@@ -432,7 +293,7 @@ def _windows(texts, graph: Graph, roles, tokenizer, length: int, limit: int | No
     _check_ids(ids, roles.vocab, where)
     count = min(limit, len(ids) // (length * rows))
     if count == 0 or len(ids) < min(LEAST_TOKENS, limit * length * rows):
-        raise _unfit(f"too few tokens for a window of {length * rows}: {len(ids)}", where, "Give more text")
+        raise unfit(f"too few tokens for a window of {length * rows}: {len(ids)}", where, "Give more text")
     feeds: list[Feeds] = []
     for at in range(count):
         window = np.array(ids[at * rows * length : (at + 1) * rows * length], np.int64).reshape(rows, length)
@@ -466,7 +327,7 @@ def _padded(texts, graph: Graph, names, tokenizer, length: int, limit: int, wher
     tokens = sum(len(e) for e, _ in encoded)
     least = min(LEAST_TOKENS, limit)
     if not encoded or tokens < least:
-        raise _unfit(f"too few tokens in all texts: {tokens}", where, f"Give {least} or more")
+        raise unfit(f"too few tokens in all texts: {tokens}", where, f"Give {least} or more")
     if mask is None and not fixed:  # nothing would hide the padding: texts of one length instead
         length = len(encoded[len(encoded) // 2][0])
         encoded = [(_cut(e, length), i) for e, i in encoded if len(e) >= length]

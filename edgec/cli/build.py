@@ -293,6 +293,7 @@ def _show(found: dict[str, Any], out: Path) -> None:
             ("artifact", out),
             ("size", f"{bytes_text(before)} -> {bytes_text(after)} ({ratio_text(before, after)})"),
             ("weights", f"{found['weight_bits']:.2f} bits each" if found["weight_bits"] else None),
+            ("convs", _convs_text(found["weights"])),
             ("pruned", _pruning_text(found["pruning"])),
             ("rotated", ", ".join(f"{count} {name}" for name, count in found["rotated"].items()) or None),
             ("tuned", f"{found['tuned_share']:.1%} of {found['macs'] / 1e6:.1f} M multiply-accumulates"),
@@ -319,6 +320,17 @@ def _healing_text(found: dict[str, Any] | None) -> str | None:
             before, after = (sum(part[k].values()) for k in ("before", "after"))
             parts.append(f"{what}{before:.4f} -> {after:.4f}, {part['closed']:.0%} of it gone")
     return f"loss against the source, on data kept out: {'; '.join(parts)}"
+
+
+def _convs_text(weights: list[dict[str, Any]]) -> str | None:
+    """How many convolutions multiply integers, and how many would lose too much; None where none does either."""
+    convs = [w for w in weights if w["role"] == "conv"]
+    rounded = sum(w["activations"] == 8 for w in convs)
+    kept = sum("would change an output" in w["reason"] for w in convs)
+    if not rounded and not kept:
+        return None
+    text = f"{rounded} of {len(convs)} compute in 8 bits"
+    return text + (f"; {kept} would change an output too much, and stay in fp32" if kept else "")
 
 
 def _pruning_text(found: dict[str, Any] | None) -> str | None:

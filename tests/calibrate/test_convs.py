@@ -137,6 +137,17 @@ def test_an_artifact_computes_what_the_evaluator_does(tmp_path, weights):
     assert "int8 conv" in families
 
 
+def test_a_build_says_how_many(tmp_path):
+    from edgec.cli.build import _convs_text
+
+    graph, _ = network(np.random.default_rng(0))
+    rows = build(graph, tmp_path, weights="int8").weights
+    assert _convs_text(rows) == "2 of 4 compute in 8 bits"
+    rows[0] |= {"activations": 32, "reason": "activations of 8 bits here would change an output by 7.0%"}
+    assert _convs_text(rows).endswith("1 would change an output too much, and stay in fp32")
+    assert _convs_text([]) is None
+
+
 def test_a_target_that_multiplies_floats_as_fast_keeps_them(tmp_path):
     graph, _ = network(np.random.default_rng(0))
     report = build(graph, tmp_path, weights="int8", target="aarch64-generic")

@@ -109,6 +109,8 @@ def main() -> int:
             say(f"weights {row['weights']}")
             keep(args.keep, f"weights{seed}", graph)
         floats = None if pruned is None else whole(graph, args.weights)
+        if pruned is not None:  # in another order: not those first that the weights know best
+            options = replace(options, seed=seed + 1000)
         graph, report = heal(source, rounded(graph, args.weights), found, options, tick, floats)
         row |= report.to_dict()
         if pruned is not None:

@@ -168,7 +168,9 @@ def heal(job: Job) -> Graph:
     seen = lambda t: job.share(t.seconds, t.seconds + t.left)  # noqa: E731
     options = Options() if job.lm is None else of_text(found)
     if job.report.healing is not None:  # the pruned model has learned for long enough already
-        options = replace(options, minutes=AFTER)
+        options = replace(
+            options, minutes=AFTER, seed=1
+        )  # in another order: not those first that the weights know best
     # integers learn where all weights did before
     floats = None if job.report.healing is None or job.unquantized is None else job.unencoded()
     job.graph, report = heal(job.source_graph, job.graph, found, options, seen, floats)

@@ -10,7 +10,7 @@
 
 namespace edgec {
 
-inline constexpr int64_t kPlanVersion = 3;
+inline constexpr int64_t kPlanVersion = 4;
 inline constexpr int kMaxRank = 16;
 inline constexpr int kMaxCallArgs = 64;
 

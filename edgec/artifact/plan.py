@@ -11,7 +11,7 @@ from typing import NamedTuple
 from edgec.errors import EdgecError
 
 MAGIC = b"EDGCPLN1"
-VERSION = 3
+VERSION = 4
 MAX_RANK = 16
 MAX_CALL_ARGS = 64
 

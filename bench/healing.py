@@ -3,11 +3,12 @@
 
 usage: python bench/healing.py MODEL DATA [--weights int4] [--prune SPEC] [--epochs 4] [--minutes 20] [--lr 0.004] [--seeds 1]
        [--length N] [--samples N] [--batch N] [--weight-epochs 1] [--weight-lr 0.001] [--prune-samples N] [--keep FOLDER]
-       [--perplexity N] [--following SHARE]
+       [--perplexity N] [--following SHARE] [--calibrate N]
 
 MODEL: an ONNX file or folder. DATA: texts (.txt, .jsonl) or arrays, as edgec build --distill takes. A line for each seed: the
 loss of each output against the source (kl of logits, 1 - cosine of vectors) before and after, and the share of it that is gone.
-Weights are rounded without data. With --prune: "opened" is what pruning and rounding cost together, without any healing;
+Weights are rounded without data; with --calibrate, weights that have learned are fitted to N windows or texts of it, as in a
+build. With --prune: "opened" is what pruning and rounding cost together, without any healing;
 then all weights of the pruned model learn (--weight-...), are rounded, and learn on through the rounding, integers too.
 --keep writes the graphs' weights. --perplexity: on the first N windows of 256 tokens of bench/perplexity.py's texts, which should
 not be in DATA; KL and the share of tokens for which both prefer the same next one go with it.
@@ -31,6 +32,7 @@ import torch
 from edgec import rewrites
 from edgec.calibrate import data
 from edgec.calibrate import prune as pruning
+from edgec.calibrate.quantize import solve
 from edgec.distill.heal import Options, _Narrower, gap, heal
 from edgec.distill.student import plain_graph
 from edgec.frontend.folder import model_file, text_files
@@ -54,6 +56,7 @@ def main() -> int:
     ap.add_argument("--weight-epochs", type=float, default=1.0)
     ap.add_argument("--weight-minutes", type=float, default=20.0)
     ap.add_argument("--weight-lr", type=float, default=1e-3)
+    ap.add_argument("--calibrate", type=int, metavar="N")
     ap.add_argument("--perplexity", type=int, metavar="N")
     ap.add_argument("--keep", type=Path, metavar="FOLDER")
     for name in ("length", "samples", "batch", "prune-samples"):
@@ -111,7 +114,8 @@ def main() -> int:
         floats = None if pruned is None else whole(graph, args.weights)
         if pruned is not None:  # in another order: not those first that the weights know best
             options = replace(options, seed=seed + 1000)
-        graph, report = heal(source, rounded(graph, args.weights), found, options, tick, floats)
+        fitted = load(length=args.length, limit=args.calibrate, seed=seed) if args.calibrate else None
+        graph, report = heal(source, rounded(graph, args.weights, fitted), found, options, tick, floats)
         row |= report.to_dict()
         if pruned is not None:
             row["closed"] = 1 - sum(report.after.values()) / sum(opened.values())
@@ -122,9 +126,15 @@ def main() -> int:
     return 0
 
 
-def rounded(graph: Graph, weights: str) -> Graph:
+def rounded(graph: Graph, weights: str, fitted: data.Calibration | None = None) -> Graph:
     graph, _, _ = rewrites.as_decoder(graph, "int8")
-    return graph if weights == "fp32" else q.quantize(graph, q.Options(weights=weights))[0]
+    if weights == "fp32":
+        return graph
+    options = q.Options(weights=weights)
+    if fitted is not None:
+        graph = q.products(graph, options)
+        options = solve(graph, fitted, options, tick=lambda done, total: say(f"rounding {done / total:.0%}"))
+    return q.quantize(graph, options)[0]
 
 
 def whole(graph: Graph, weights: str) -> Graph | None:

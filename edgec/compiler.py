@@ -21,7 +21,7 @@ from edgec.ir.node import Graph
 from edgec.ir.types import FLOATS
 from edgec.ir.verify import verify
 from edgec.job import Job, Progress
-from edgec.options import DEFAULTS, UNIFORM, BuildReport, Options, check_used
+from edgec.options import DEFAULTS, UNIFORM, BuildReport, Options, check_used, idle
 from edgec.summary import estimate_cases, sample_dims
 from edgec.testing.inputs import input_ranges
 
@@ -71,6 +71,7 @@ class Build(Job):
 
     def rewrite(self) -> Graph:
         from edgec import rewrites
+        from edgec.rewrites import decoder
         from edgec.rewrites.widen import widen
 
         assert self.graph is not None
@@ -83,6 +84,9 @@ class Build(Job):
             export.check(graph)
         if self.distill is not None:
             self.source_graph = graph
+            if self.next_token and isinstance(reason := decoder.roles(graph), str):
+                self.report.notes.append(f"--next-token {self.next_token} changes nothing: {reason}")
+                self.next_token = 0.0
         if self.options.prune is not None or self.options.speedup is not None:
             graph = rewrites.run(stages.prune(self, graph), rewrites.PHASES)
             self.dump("prune", graph)
@@ -214,6 +218,7 @@ def build(
     cache: bool | str | os.PathLike = False,
     tokenizer: str | os.PathLike | None = None,
     distill: str | os.PathLike | None = None,
+    next_token: float | None = None,
     onnx: str | os.PathLike | None = None,
     rotate: str = "auto",
     progress: Progress | None = None,
@@ -251,6 +256,11 @@ def build(
     given = {"weights": weights, "group": group, "activations": activations, "embedding": embedding, "bits": bits,
              "calib": calib, "prune": prune, "speedup": speedup, "onnx": onnx, "stop_after": stop_after}  # fmt: skip
     check_used(given)
+    if next_token is not None:
+        if distill is None:
+            raise idle("--next-token", "nothing is healed", "Leave it out, or pass --distill TEXTS")
+        if not 0 < next_token < 1:
+            raise EdgecError("EC1001", f"{next_token} is no share of a loss", "--next-token", "Use one between 0 and 1")
     if distill is not None:
         if importlib.util.find_spec("torch") is None:
             raise EdgecError("EC1002", "--distill needs torch", hint="Install it: pip install 'edgec[distill]'")
@@ -289,7 +299,7 @@ def build(
 
         model = model_file(model)
         job.files = text_files(model, tokenizer)
-    job.distill, job.onnx = distill, onnx
+    job.distill, job.onnx, job.next_token = distill, onnx, next_token or 0.0
     job.given = frozenset(name for name, value in given.items() if value is not None)
     job.calib = calib
     job.choose_bits = options.weights == "int4" and bits is None and group is None

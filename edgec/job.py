@@ -48,6 +48,7 @@ class Job:
         self.calibration: Any = None  # calibrate.data.Calibration
         self.parameters = 0  # float numbers that the imported graph holds
         self.distill: str | os.PathLike | None = None  # data to heal the quantized graph with
+        self.next_token = 0.0  # share of a text's own next tokens in the loss of healing
         self.source_graph: Graph | None = None  # what it is healed against
         self.given: frozenset[str] = frozenset()  # options that were not left to their defaults
         self.choose_bits = False  # whether Options.bits is the build's own choice

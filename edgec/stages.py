@@ -70,7 +70,8 @@ def relearn(job: Job, graph: Graph) -> Graph:
     text = not isinstance(decoder.roles(job.source_graph), str)
     found = data.load(job.distill, job.source_graph, job.files, limit=WINDOWS if text else None)
     seen = lambda t: job.share(t.seconds, t.seconds + t.left)  # noqa: E731
-    graph, report = heal(job.source_graph, graph, found, RELEARN_TEXT if text else RELEARN, seen)
+    options = replace(RELEARN_TEXT if text else RELEARN, following=job.next_token)
+    graph, report = heal(job.source_graph, graph, found, options, seen)
     job.report.healing = {"pruned": report.to_dict()}
     verify(graph)
     job.dump("relearn", graph)
@@ -166,7 +167,7 @@ def heal(job: Job) -> Graph:
     job.begin("heal")
     found = data.load(job.distill, job.source_graph, job.files, limit=None if job.lm is None else WINDOWS)
     seen = lambda t: job.share(t.seconds, t.seconds + t.left)  # noqa: E731
-    options = Options() if job.lm is None else of_text(found)
+    options = Options() if job.lm is None else replace(of_text(found), following=job.next_token)
     if job.report.healing is not None:  # the pruned model has learned for long enough already
         options = replace(
             options, minutes=AFTER, seed=1

@@ -49,6 +49,7 @@ def build(
     const: tuple[str, ...] = (),
     calib: Path | None = None,
     distill: Path | None = None,
+    next_token: float | None = None,
     onnx: Path | None = None,
     eval: Path | None = None,
     max_loss: str | None = None,
@@ -108,6 +109,9 @@ def build(
     distill
         Texts or arrays (as --calib) on which norms, biases and scales learn from the source what the quantized model lost, and
         all weights what a pruned one lost; calibrates too where --calib is not given; needs torch, minutes.
+    next_token
+        A language model's healing learns the next tokens of --distill's texts as well, this share of its loss (0.5): lower
+        perplexity on texts of their kind, farther from the source.
     onnx
         Write the model as ONNX too, pruned and healed, before its weights are quantized: this file.
     eval
@@ -176,6 +180,7 @@ def build(
             cache=not no_cache,
             tokenizer=tokenizer,
             distill=distill,
+            next_token=next_token,
             onnx=onnx,
             progress=progress,
             review=review,

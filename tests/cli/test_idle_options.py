@@ -19,6 +19,7 @@ M, A = "M", "A"  # the model, its artifact
         (("build", M, "--weights", "fp32", "--calib", "x.npz"), "--calib"),
         (("build", M, "--weights", "fp32", "--calib", "x.npz", "--prune", "magnitude:50%"), "--calib"),
         (("build", M, "--weights", "fp32", "--distill", "x.npz"), "--distill"),
+        (("build", M, "--next-token", "0.5"), "--next-token"),
         (("build", M, "--onnx", "o.onnx", "--stop-after", "rewrite"), "--onnx"),
         (("build", M, "--max-loss", "cosine=0.9", "--no-check"), "--max-loss"),
         (("build", M, "--max-loss", "cosine=0.9", "--stop-after", "lower"), "--max-loss"),

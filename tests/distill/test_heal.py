@@ -283,6 +283,8 @@ def test_a_build_checks_before_it_works(tmp_path, capsys, monkeypatch):
     path = write_mlp(tmp_path / "m.onnx", 64, 3)
     np.savez(tmp_path / "d.npz", y=np.ones((64, 48), np.float32))
     call = ["build", str(path), "-o", str(tmp_path / "m.edgec"), "--distill"]
+    assert main([*call, str(tmp_path / "d.npz"), "--next-token", "1"]) == 2
+    assert "EC1001 --next-token: 1.0 is no share of a loss. Use one between 0 and 1" in capsys.readouterr().err
     assert main([*call, str(tmp_path / "none.npz")]) == 2
     assert main([*call, str(tmp_path / "d.npz")]) == 1
     assert "EC1302" in capsys.readouterr().err
@@ -321,6 +323,8 @@ def test_the_data_that_heals_calibrates_too(tmp_path):
     assert report.pruning["dropped"] and report.calibration["name"] == "texts.txt"
     report = edgec.build(folder, calib=other, distill=text, out=tmp_path / "b.edgec")
     assert report.calibration["name"] == "other.txt"
+    both = edgec.build(folder, calib=other, distill=text, next_token=0.5, out=tmp_path / "c.edgec")
+    assert both.healing["before"]["logits"] > report.healing["before"]["logits"] + 1  # the source knows no words
 
 
 def test_next_tokens_are_learned_of_a_text_alone(tmp_path):

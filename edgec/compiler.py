@@ -243,10 +243,12 @@ def build(
     (`calibrate.data`) that weights are fitted to. cache: True or a folder keeps encoded weights for later builds, so that
     one that was interrupted goes on where it was. distill: data (calibrate.data) on which norms, biases and scales learn
     from the source what quantization cost, and before that all weights of a pruned model; it takes calib's place too where
-    that is None; needs torch. onnx: a file for the graph as ONNX, pruned and healed, in floats (`frontend.export`).
+    that is None; needs torch. next_token: of a language model, the share of that loss that is the cross entropy with the data's
+    own next tokens. onnx: a file for the graph as ONNX, pruned and healed, in floats (`frontend.export`).
     rotate: "auto", "none", or some of `options.ROTATIONS` with commas: what passes a Hadamard matrix before it is rounded to
-    8 bits at run time (auto: keys of an int8 cache, and inputs of products under int8 weights). review: see `Review`. Raises
-    EdgecError, EC1001 for options of which one leaves another without effect; a failed build leaves nothing behind but that.
+    8 bits at run time (auto: keys of an int8 cache, and inputs of products under int8 weights or bits from 6.25 on). review:
+    see `Review`. Raises EdgecError, EC1001 for options of which one leaves another without effect; a failed build leaves nothing
+    behind but that.
     """
     for package in ("onnx", "onnx_ir", "tvm"):
         if importlib.util.find_spec(package) is None:

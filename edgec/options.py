@@ -112,7 +112,9 @@ def check_used(given: Mapping[str, Any]) -> None:
     """Of `compiler.build`'s arguments, None where they are not given. Raises EdgecError EC1001 for one that the others leave
     without effect, whatever the model."""
     weights, prune = given["weights"] or DEFAULTS["weights"], given["prune"]
-    check_encoding(weights, given["group"] if weights == "fp32" else None, given["embedding"])
+    if weights == "fp32" and given["group"] is not None:
+        raise idle(f"--group {given['group']}", "fp32 weights share no scales", "Leave one of them out")
+    check_encoding(weights, None, given["embedding"])
     if weights == "fp32" and given["activations"] == "int8":
         raise idle("--activations int8", "products of fp32 weights take fp32 activations", "Leave one of them out")
     if weights == "fp32" and given["calib"] is not None:

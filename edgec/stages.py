@@ -94,15 +94,15 @@ def quantize(job: Job) -> Graph:
         layouts=job.target.layouts,
         tick=job.share,
     )
-    if o.rotations:
+    if o.weights != "fp32" and job.calibration is not None and job.target.int8_convs:
+        from edgec.calibrate import convs
+
+        options = convs.solve(job.graph, job.calibration, options, job.share)
+    if o.rotations:  # of products: which convolutions stay none is known by now
         _rotate(job, options)
     if o.weights == "fp32":
         job.end()
         return job.graph
-    if job.calibration is not None and job.target.int8_convs:
-        from edgec.calibrate import convs
-
-        options = convs.solve(job.graph, job.calibration, options, job.share)
     before, job.encoding = job.graph, options
     if o.bits is not None and o.bits > 4.25:
         options = _mixed(job, options, o.bits)

@@ -137,6 +137,20 @@ def test_an_artifact_computes_what_the_evaluator_does(tmp_path, weights):
     assert "int8 conv" in families
 
 
+@pytest.mark.parametrize("rotate", ["auto", "none"])
+def test_wide_ones_compute_in_8_bits_as_they_are(tmp_path, rotate):
+    """Rotations look for products before there are any: 256 channels of a convolution in 8 bits are none."""
+    rng = np.random.default_rng(0)
+    x = make("input", name="x", type=TensorType("f32", (1, 256, 5, 5)))
+    w = constant(normal(rng, 256, 256, 1, 1, scale=0.05))
+    graph = Graph((x,), (("y", make("conv", x, w, **ATTRS | {"pads": (0, 0, 0, 0)})),), {})
+    data = tmp_path / "data.npz"
+    np.savez(data, x=normal(rng, 8, 256, 5, 5))
+    options = {"target": "x86-64-v3", "rotate": rotate, "stop_after": "quantize", "out": tmp_path / "m.edgec"}
+    report = edgec.build(graph, weights="int8", calib=data, **options)
+    assert [(r["role"], r["activations"]) for r in report.weights] == [("conv", 8)] and not report.rotated
+
+
 def test_a_build_says_how_many(tmp_path):
     from edgec.cli.build import _convs_text
 

@@ -69,7 +69,12 @@ def find_qemu(arch: str) -> Path:
 
 
 def command(target: Target, vector_bits: int = 512) -> tuple[list[str], dict[str, str]]:
-    """The command that runs a program as on the target, and its environment. vector_bits: of SME's streaming mode."""
+    """The command that runs a program as on the target, and its environment. vector_bits: of SME's streaming mode.
+
+    Raises EdgecError EC1801 where no emulator has what the target needs."""
+    if any(f.startswith("avx512") for f in target.requires):
+        reason = f"{target.name} needs AVX-512, which qemu does not emulate"
+        raise EdgecError("EC1801", reason, hint="Build with --target x86-64-v3, or leave --emulate out on such a CPU")
     cpu = _QEMU_CPUS.get(target.cpu, "max")
     if cpu == "max" and "sme2" in target.requires:
         cpu += f",sme-default-vector-length={vector_bits // 8}"

@@ -23,6 +23,15 @@ def test_host_is_one_of_them():
     assert host.cpu in {targets.load(n).cpu for n in targets.names() if n != "host"}
 
 
+def test_what_no_emulator_has_is_said_before_one_is_looked_for(monkeypatch):
+    from edgec.emulate import runner
+
+    monkeypatch.setattr(runner, "find_qemu", lambda arch: f"qemu-{arch}")
+    assert runner.command(targets.load("x86-64-v3"))[0][0] == "qemu-x86_64"
+    with pytest.raises(EdgecError, match=r"EC1801.*x86-64-vnni needs AVX-512.*--target x86-64-v3"):
+        runner.command(targets.load("x86-64-vnni"))
+
+
 @pytest.mark.parametrize(
     ("text", "part"),
     [

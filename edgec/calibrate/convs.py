@@ -134,7 +134,7 @@ def fit(w: np.ndarray, seen: Seen) -> Rounding | None:
         low, high = seen.range(first)
         other = np.concatenate(seen.samples[second]).astype(np.float32)
         errors += [_error(w, other, _grid(low, high, *how)) for how in tried]
-    return Rounding(_grid(*seen.range(slice(None)), *tried[int(errors.argmin())]), x.mean(0))
+    return Rounding(_grid(*seen.range(slice(None)), *tried[int(errors.argmin())]), x.mean(0, dtype=np.float64))
 
 
 def _grid(low: np.ndarray, high: np.ndarray, share: float, evenness: float) -> np.ndarray:

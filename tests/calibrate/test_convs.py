@@ -87,6 +87,14 @@ def test_inputs_that_are_not_finite_have_no_grid():
     assert convs.fit(np.ones((1, 2, 1), np.float32), seen(np.array([[0, np.inf], [1, 2]], np.float32))) is None
 
 
+def test_the_mean_of_large_numbers_is_one():
+    """Of 4096 numbers whose sum is beyond f32."""
+    x = np.full((4096, 2), 1e36, np.float32)
+    with np.errstate(over="raise"):
+        found = convs.fit(np.ones((3, 2, 1), np.float32), seen(x))
+    np.testing.assert_allclose(found.mean, 1e36, rtol=1e-6)
+
+
 def test_which_convolutions_compute_in_8_bits():
     rng = np.random.default_rng(0)
     graph, (_, b, _, d) = network(rng)

@@ -135,6 +135,8 @@ def _rotate(job: Job, options: Any) -> None:
     graph = products(job.graph, options) if parts != ("keys",) else job.graph
     job.graph, found = rotate(graph, parts, options)
     job.report.rotated = {name: count for name, count in found.items() if count}
+    if "inputs" in parts and found.pop("down", None) is not None:
+        job.report.notes.append("--rotate down changes nothing: inputs takes all that it would")
     if job.options.rotate != "auto" and (idle := [name for name, count in found.items() if not count]):
         job.report.notes.append(f"--rotate {','.join(idle)} changes nothing: the model has nothing of that kind")
     verify(job.graph)
@@ -168,10 +170,9 @@ def heal(job: Job) -> Graph:
     found = data.load(job.distill, job.source_graph, job.files, limit=None if job.lm is None else WINDOWS)
     seen = lambda t: job.share(t.seconds, t.seconds + t.left)  # noqa: E731
     options = Options() if job.lm is None else replace(of_text(found), following=job.next_token)
-    if job.report.healing is not None:  # the pruned model has learned for long enough already
-        options = replace(
-            options, minutes=AFTER, seed=1
-        )  # in another order: not those first that the weights know best
+    if job.report.healing is not None:
+        # all weights have learned for long; in another order, so that the batches that they know best don't come first
+        options = replace(options, minutes=AFTER, seed=1)
     # integers learn where all weights did before
     floats = None if job.report.healing is None or job.unquantized is None else job.unencoded()
     job.graph, report = heal(job.source_graph, job.graph, found, options, seen, floats)

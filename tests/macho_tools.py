@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from operator import attrgetter
 
 SYSTEM = "/usr/lib/libSystem.B.dylib"
 # of the C library: what LLVM makes of loops and of functions that it has no instruction for
@@ -32,7 +33,8 @@ def check_dylib(code: bytes, target) -> None:
     assert str(dylib.build_version.platform).endswith(system)
     assert ".".join(map(str, dylib.build_version.minos[:2])) == version[2]
     assert {library.name for library in dylib.libraries} == {"@rpath/edgec-code.dylib", SYSTEM}
-    assert {b.library and b.library.name for b in dylib.bindings} <= {SYSTEM}, "nothing is looked up anywhere else"
+    sources = map(attrgetter("library"), dylib.bindings)
+    assert {s and s.name for s in sources} <= {SYSTEM}, "nothing is looked up anywhere else"
     assert {b.symbol.name.lstrip("_") for b in dylib.bindings} <= IMPORTS
     # zig knows what libSystem exports: any other undefined symbol would be looked up in all libraries, ordinal 254
     order = [library.name for library in dylib.libraries if library.command == lief.MachO.LoadCommand.TYPE.LOAD_DYLIB]

@@ -17,7 +17,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "cpp/sgemm.cpp"
 
 
 @functools.cache
-def library() -> str:
+def built() -> str:
     """$EDGEC_TEST_SGEMM, for another CPU; else tests/cpp/sgemm.cpp compiled here, "" without a compiler."""
     if named := os.environ.get("EDGEC_TEST_SGEMM"):
         return named
@@ -33,6 +33,6 @@ def library() -> str:
 
 def use(it: bool = True) -> bool:
     """Kernels multiply by the library from now on, or by none; whether they do."""
-    found = _core.kernels.use_accelerate(library() if it else "")
+    found = _core.kernels.use_accelerate(built() if it else "")
     ek.list.cache_clear()  # it says what is available
     return found

@@ -15,7 +15,7 @@ from edgec import kernels as ek
 def with_library():
     if not sgemm.use():
         pytest.skip("no C++ compiler to make a library with")
-    yield ctypes.c_int.in_dll(ctypes.CDLL(sgemm.library()), "sgemm_calls")
+    yield ctypes.c_int.in_dll(ctypes.CDLL(sgemm.built()), "sgemm_calls")
     sgemm.use()
 
 

@@ -225,6 +225,10 @@ def test_wrong_options_are_refused(options, words):
 def test_a_request_that_finds_nothing_is_noted(tmp_path):
     report = edgec.build(feed_forward(), rotate="keys", out=tmp_path / "a.edgec")
     assert report.rotated == {} and any("--rotate keys changes nothing" in n for n in report.notes)
+    report = edgec.build(feed_forward(), rotate="inputs,down", out=tmp_path / "a.edgec")
+    assert report.rotated["inputs"] and report.notes == [
+        "--rotate down changes nothing: inputs takes all that it would"
+    ]
 
 
 def test_a_rotation_of_constants_is_read_in_parts():
